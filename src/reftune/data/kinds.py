@@ -1,0 +1,178 @@
+"""The three kinds of record, and what makes a record of each kind usable.
+
+Errors raised here name the column and what is wrong with it; callers who know the file and the row put these in front.
+
+Must not know: files, tokenizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from reftune.errors import DataError
+
+__all__ = [
+    "COLUMNS",
+    "COMPLETION",
+    "INSTRUCTION",
+    "KINDS",
+    "MESSAGES",
+    "Kind",
+    "Record",
+    "check_record",
+    "is_conversation",
+]
+
+Record = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The columns of one kind of record.  `response` is None where the prompt column holds the response as well."""
+
+    prompt: str
+    response: str | None
+    optional: tuple[str, ...] = ()
+
+    @property
+    def required(self) -> tuple[str, ...]:
+        return (self.prompt,) if self.response is None else (self.prompt, self.response)
+
+    def __str__(self) -> str:
+        return " + ".join([*self.required, *(f"[{name}]" for name in self.optional)])
+
+
+COMPLETION = Kind("prompt", "completion")
+MESSAGES = Kind("messages", None)
+INSTRUCTION = Kind("instruction", "output", ("input",))
+
+# In this order: the first kind whose required columns are all filled wins.
+KINDS = (COMPLETION, MESSAGES, INSTRUCTION)
+COLUMNS = frozenset(name for kind in KINDS for name in (*kind.required, *kind.optional))
+
+
+def check_record(record: Record, *, need_response: bool = True) -> Kind:
+    """The kind of `record`, once its prompt and, where needed, its response are seen to be usable."""
+    kind = _kind_of(record)
+    _CHECKS[kind](record, need_response)
+    return kind
+
+
+def is_conversation(value: object) -> bool:
+    """Whether a `prompt` or a `completion` holds messages, as TRL's conversational form does, instead of text."""
+    return isinstance(value, list)
+
+
+def _kind_of(record: Record) -> Kind:
+    if not isinstance(record, Mapping):
+        raise DataError(f"a row must be an object of columns, not {_described(record)}")
+    # A table fills the columns that a row does not have with None, so that a None tells nothing about the kind.
+    filled = {name for name, value in record.items() if value is not None}
+    for kind in KINDS:
+        if filled.issuperset(kind.required):
+            return kind
+    for names in (filled, record):
+        for kind in KINDS:
+            if kind.prompt in names:
+                return kind
+    found = ", ".join(sorted(map(str, record))) or "none"
+    raise DataError(f"columns found: {found}; a row needs one of these sets: {'; '.join(map(str, KINDS))}")
+
+
+def _check_completion(record: Record, need_response: bool) -> None:
+    conversation = is_conversation(record["prompt"])
+    if not conversation:
+        _check_text(record, "prompt")
+    else:
+        _check_turns(record["prompt"], "prompt")
+        if record["prompt"][-1]["role"] == "assistant":
+            raise DataError("'prompt' must not end with an assistant turn: that turn belongs into 'completion'")
+    if not need_response:
+        return
+    if not conversation:
+        _check_text(record, "completion")
+        return
+    _check_turns(record.get("completion"), "completion")
+    for turn in (record["completion"][0], record["completion"][-1]):
+        _check_answer(turn, "completion")
+
+
+def _check_messages(record: Record, need_response: bool) -> None:
+    messages = record["messages"]
+    _check_turns(messages, "messages")
+    answered = messages[-1]["role"] == "assistant"
+    if answered and len(messages) == 1:
+        raise DataError("'messages' has no turn before the assistant's: the prompt is empty")
+    if need_response:
+        _check_answer(messages[-1], "messages")
+
+
+def _check_instruction(record: Record, need_response: bool) -> None:
+    _check_text(record, "instruction")
+    if (extra := record.get("input")) is not None:
+        if not isinstance(extra, str):
+            raise DataError(f"'input' must be a string or absent, not {_described(extra)}")
+        _check_encodable(extra, "input")
+    if need_response:
+        _check_text(record, "output")
+
+
+_CHECKS: Mapping[Kind, Callable[[Record, bool], None]] = {
+    COMPLETION: _check_completion,
+    MESSAGES: _check_messages,
+    INSTRUCTION: _check_instruction,
+}
+
+
+def _check_text(record: Record, column: str) -> None:
+    value = record.get(column)
+    if value is None:
+        raise DataError(f"{column!r} is missing or null")
+    if not isinstance(value, str):
+        raise DataError(f"{column!r} must be a string, not {_described(value)}")
+    if not value.strip():
+        raise DataError(f"{column!r} is empty: {value!r}")
+    _check_encodable(value, column)
+
+
+def _check_turns(turns: object, column: str) -> None:
+    if turns is None:
+        raise DataError(f"{column!r} is missing or null")
+    if not isinstance(turns, list):
+        raise DataError(f"{column!r} must be a list of messages, not {_described(turns)}")
+    if not turns:
+        raise DataError(f"{column!r} is empty: []")
+    for number, turn in enumerate(turns, start=1):
+        if not isinstance(turn, Mapping):
+            raise DataError(f"message {number} of {column!r} must be an object, not {_described(turn)}")
+        if not isinstance(turn.get("role"), str):
+            raise DataError(f"message {number} of {column!r} needs a 'role' string, not {_described(turn.get('role'))}")
+        content = turn.get("content")
+        # A turn that only calls tools has no text.
+        if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
+            raise DataError(f"message {number} of {column!r} needs a 'content' string, not {_described(content)}")
+        _check_encodable(content or "", column)
+
+
+def _check_encodable(text: str, column: str) -> None:
+    """Half of a surrogate pair, as a cut emoji in JSON leaves it, is a string in Python and for nobody else."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{column!r} has half a surrogate pair at character {error.start}") from error
+
+
+def _check_answer(turn: Mapping[str, Any], column: str) -> None:
+    if turn["role"] != "assistant":
+        raise DataError(f"the response in {column!r} must come from the role 'assistant', not {turn['role']!r}")
+    if not (turn.get("content") or "").strip() and not turn.get("tool_calls"):
+        raise DataError(f"the assistant's response in {column!r} is empty: {turn.get('content')!r}")
+
+
+def _described(value: object) -> str:
+    if value is None:
+        return "null"
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

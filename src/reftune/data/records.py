@@ -1,0 +1,257 @@
+"""Files, lists, Datasets and Hub names to checked rows; an error says in which file and which row.
+
+Files are parsed here and not by `datasets`, whose errors do not tell the row.  A place is the 1-based line of a JSON
+Lines file, and the 1-based data row of anything else.
+
+Must not know: tokenizers, templates.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+import os
+import re
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from reftune.data.kinds import COLUMNS, Record, check_record
+from reftune.errors import DataError, MissingExtraError
+
+if TYPE_CHECKING:
+    import datasets
+
+__all__ = ["RecordSource", "Rows", "load_datasets", "load_records", "read_records"]
+
+RecordSource: TypeAlias = "str | os.PathLike[str] | list[dict[str, Any]] | datasets.Dataset"
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger("reftune")
+
+_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows, and where each was read: `numbers` has their lines or rows, None for all rows in order."""
+
+    records: Any
+    """A list of dicts or a Dataset."""
+    name: str
+    unit: str = "row"
+    numbers: Sequence[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def map(self, function: Callable[[Record], Result]) -> list[Result]:
+        """`function` of every row.  All rows that it refuses are counted, so that they can be mended at one go."""
+        results: list[Result] = []
+        refused: list[int] = []
+        first: DataError | None = None
+        for index, record in enumerate(self.records):
+            try:
+                results.append(function(record))
+            except DataError as error:
+                first = first or error
+                refused.append(index)
+        if first is not None:
+            raise DataError(self._complaint(refused, first)) from first
+        return results
+
+    def _complaint(self, refused: list[int], first: DataError) -> str:
+        places = [index + 1 if self.numbers is None else self.numbers[index] for index in refused]
+        more = ""
+        if len(places) > 1:
+            shown = ", ".join(map(str, places[1:6])) + (", ..." if len(places) > 6 else "")
+            more = f" ({len(places) - 1} more unusable, {self.unit} {shown})"
+        return f"{self.name}, {self.unit} {places[0]}: {first}{more}"
+
+
+def load_records(source: RecordSource, *, split: str = "train", need_response: bool = True) -> datasets.Dataset:
+    """Checked rows of a local file (.json, .jsonl, .csv, .parquet, each also .gz), a list, a Dataset or a Hub name.
+
+    `split` is for Hub names.  With `need_response=False` rows may lack the response (prompts to generate from).
+    """
+    rows = read_records(source, split=split, need_response=need_response)
+    if isinstance(rows.records, load_datasets().Dataset):
+        return rows.records
+    return _to_dataset(rows)
+
+
+def read_records(source: RecordSource, *, split: str = "train", need_response: bool = True) -> Rows:
+    """What `load_records` loads, still knowing the place of each row and free of what a table does to nested values."""
+    rows = _read(source, split)
+    if not len(rows):
+        raise DataError(f"{rows.name}: no rows")
+    rows.map(lambda record: check_record(record, need_response=need_response))
+    return rows
+
+
+def _read(source: RecordSource, split: str) -> Rows:
+    if isinstance(source, (list, tuple)):
+        rows = Rows(source, "the list")
+    elif isinstance(source, (str, os.PathLike)):
+        path = Path(source)
+        if not path.exists() and _is_hub_name(source):
+            return _read_hub(str(source), split)
+        rows = _read_file(path)
+    elif isinstance(source, load_datasets().Dataset):
+        # A format (numpy, torch) would turn strings and numbers into other types.
+        rows = Rows(source.with_format(None), "the Dataset")
+    else:
+        valid = "a file, a Hub name, a list of rows or a datasets.Dataset"
+        raise DataError(f"cannot read records from {type(source).__name__}; give {valid}")
+    if split != "train":
+        logger.warning("split=%r has no effect on %s: only Hub names have splits", split, rows.name)
+    return rows
+
+
+def _read_file(path: Path) -> Rows:
+    name = str(path)
+    suffix = _suffix(path)
+    if path.is_dir():
+        raise DataError(f"{name}: is a folder; give a file ({', '.join(_SUFFIXES)}, each also .gz)")
+    if not path.exists():
+        raise DataError(f"{name}: no such file, and not the name of a Hub data set either (name or owner/name)")
+    if suffix not in _SUFFIXES:
+        raise DataError(f"{name}: unknown suffix {path.suffix!r}; valid: {', '.join(_SUFFIXES)}, each also .gz")
+    data = _read_bytes(path)
+    if suffix == ".parquet":
+        return _parse_parquet(data, name)
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{name}, line {line}: not UTF-8 text") from error
+    return _PARSERS[suffix](text, name)
+
+
+def _suffix(path: Path) -> str:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    return "".join(suffixes[-2:-1] if suffixes[-1:] == [".gz"] else suffixes[-1:])
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix.lower() == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _parse_json(text: str, name: str) -> Rows:
+    if not text.lstrip().startswith("["):
+        return _parse_json_lines(text, name)
+    try:
+        return Rows(json.loads(text), name)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{name}, line {error.lineno}: not valid JSON: {error.msg}") from error
+
+
+def _parse_json_lines(text: str, name: str) -> Rows:
+    records: list[Any] = []
+    numbers: list[int] = []
+    # Not splitlines(): JSON strings may hold U+2028 and its like unescaped.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            problem = f"not valid JSON: {error.msg} at column {error.colno}; a file holds one list, or one row a line"
+            raise DataError(f"{name}, line {number}: {problem}") from error
+        numbers.append(number)
+    return Rows(records, name, "line", numbers)
+
+
+def _parse_csv(text: str, name: str) -> Rows:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    records: list[dict[str, str]] = []
+    header: list[str] | None = None
+    try:
+        for fields in reader:
+            if not fields:
+                continue
+            if header is None:
+                header = fields
+                continue
+            if len(fields) != len(header):
+                problem = f"{len(fields)} fields, but the header has {len(header)}"
+                raise DataError(f"{name}, row {len(records) + 1}: {problem}")
+            records.append(dict(zip(header, fields, strict=True)))
+    except csv.Error as error:
+        raise DataError(f"{name}, row {len(records) + 1}: not valid CSV: {error}") from error
+    return Rows(records, name)
+
+
+_PARSERS: Mapping[str, Callable[[str, str], Rows]] = {
+    ".json": _parse_json,
+    ".jsonl": _parse_json_lines,
+    ".csv": _parse_csv,
+}
+
+
+def _parse_parquet(data: bytes, name: str) -> Rows:
+    datasets = load_datasets()
+    import pyarrow as pa  # noqa: PLC0415  (comes with datasets)
+    import pyarrow.parquet  # noqa: PLC0415
+
+    try:
+        table = pyarrow.parquet.read_table(pa.BufferReader(data))
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{name}: not a parquet file: {error}") from error
+    return Rows(datasets.Dataset(datasets.table.InMemoryTable(table)), name)
+
+
+def _is_hub_name(source: str | os.PathLike[str]) -> bool:
+    """Whether a path that does not exist can be a Hub name; a file that is merely missing must be reported as such."""
+    return isinstance(source, str) and bool(_HUB_NAME.fullmatch(source)) and _suffix(Path(source)) not in _SUFFIXES
+
+
+def _read_hub(name: str, split: str) -> Rows:
+    datasets = load_datasets()
+    try:
+        dataset = datasets.load_dataset(name, split=split)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(f"{name!r} is no local file, and the Hub gave no split {split!r} of it: {error}") from error
+    return Rows(dataset, f"{name}[{split}]")
+
+
+def _to_dataset(rows: Rows) -> datasets.Dataset:
+    """A table of all columns that any row has.  Columns that no table can hold are left out, unless they are ours."""
+    datasets = load_datasets()
+    import pyarrow as pa  # noqa: PLC0415  (comes with datasets)
+
+    records: Sequence[Record] = rows.records
+    names = list(dict.fromkeys(name for record in records for name in record))
+    kept: dict[str, Any] = {}
+    left_out: list[str] = []
+    for name in names:
+        values = [record.get(name) for record in records]
+        try:
+            kept[name] = datasets.Dataset.from_dict({str(name): values}).data.column(0)
+        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            if name in COLUMNS:
+                raise DataError(f"{rows.name}: column {name!r} differs in type between rows: {error}") from error
+            left_out.append(name)
+    if left_out:
+        logger.warning("%s: left out columns whose type differs between rows: %s", rows.name, ", ".join(left_out))
+    return datasets.Dataset(datasets.table.InMemoryTable(pa.table(kept)))
+
+
+def load_datasets() -> Any:
+    """The package `datasets`, or the error that says how to get it."""
+    try:
+        import datasets  # noqa: PLC0415  (optional extra)
+    except ImportError as error:
+        raise MissingExtraError("datasets", extra="train") from error
+    return datasets

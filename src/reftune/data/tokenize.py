@@ -1,0 +1,239 @@
+"""Text to token ids: where the prompt ends, what is cut, what ends the response.
+
+The invariant of this file: the first `prompt_length` ids of a training row are the ids that `encode_prompt` gives to
+generation for the same record (short of what `max_length` cut), so that an edit trained on the last prompt token meets
+that very token again.
+
+Must not know: files' formats, padding, positions.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from reftune.data.kinds import Record
+from reftune.data.records import RecordSource, load_datasets, read_records
+from reftune.data.templates import Rendered, render
+from reftune.errors import DataError
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["IGNORE", "Example", "build_dataset", "encode_prompt", "tokenize_record"]
+
+logger = logging.getLogger("reftune")
+
+IGNORE = -100
+"""The label that cross-entropy leaves out."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training row: prompt and response ids, how many of them are the prompt, how many prompt tokens were cut."""
+
+    input_ids: list[int]
+    prompt_length: int
+    prompt_cut: int = 0
+
+    @property
+    def labels(self) -> list[int]:
+        """The ids of the response; `IGNORE` on the prompt."""
+        return [IGNORE] * self.prompt_length + self.input_ids[self.prompt_length :]
+
+
+def encode_prompt(record_or_text: Record | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids to generate from.  The record's response may be absent; a string is raw prompt text."""
+    rendered = render(record_or_text, tokenizer, need_response=False)
+    return _Encoder.of(tokenizer).prompt_ids(rendered)
+
+
+def tokenize_record(record: Record, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> Example:
+    """Ids of prompt and response; beyond `max_length` the prompt is cut from the left, the response never."""
+    return _tokenize(record, _Encoder.of(tokenizer), max_length)
+
+
+def build_dataset(
+    source: RecordSource, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, split: str = "train"
+) -> datasets.Dataset:
+    """Columns `input_ids`, `labels`, `prompt_length` of all rows; one log message says how many rows were cut."""
+    dataset_class = load_datasets().Dataset
+    rows = read_records(source, split=split)
+    encoder = _Encoder.of(tokenizer)
+
+    def columns_of(record: Record) -> tuple[Any, Any, int, int]:
+        example = _tokenize(record, encoder, max_length)
+        # Arrays of 4 bytes an id: lists of ints take nine times as much, which counts for long data sets.
+        ids, labels = (np.array(values, dtype=np.int32) for values in (example.input_ids, example.labels))
+        return ids, labels, example.prompt_length, example.prompt_cut
+
+    input_ids, labels, prompt_lengths, cuts = zip(*rows.map(columns_of), strict=True)
+    rows_cut = sum(cut > 0 for cut in cuts)
+    logger.log(
+        logging.WARNING if rows_cut else logging.INFO,
+        "%s: %d rows; %d of them cut at the left of the prompt to max_length=%s (%d tokens in all)",
+        rows.name,
+        len(rows),
+        rows_cut,
+        max_length,
+        sum(cuts),
+    )
+    columns = {"input_ids": list(input_ids), "labels": list(labels), "prompt_length": list(prompt_lengths)}
+    return dataset_class.from_dict(columns)
+
+
+def _tokenize(record: Record, encoder: _Encoder, max_length: int | None) -> Example:
+    rendered = render(record, encoder.tokenizer, need_response=True)
+    prompt = encoder.prompt_ids(rendered)
+    response = encoder.response_ids(rendered, prompt)
+    kept = encoder.cut_left(prompt, len(response), max_length)
+    return Example(kept + response, prompt_length=len(kept), prompt_cut=len(prompt) - len(kept))
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """A tokenizer, and what had to be found out about it once."""
+
+    tokenizer: PreTrainedTokenizerBase
+    start: list[int]
+    """What the tokenizer puts before a text of its own accord."""
+    openers: frozenset[int]
+    """The ids that begin a text: BOS, [CLS]."""
+    eos: int | None
+
+    @staticmethod
+    def of(tokenizer: PreTrainedTokenizerBase) -> _Encoder:
+        openers = _present(tokenizer.bos_token_id, tokenizer.cls_token_id)
+        eos = next(iter(_present(tokenizer.eos_token_id)), None)
+        return _Encoder(tokenizer, _start_ids(tokenizer, openers), openers, eos)
+
+    def prompt_ids(self, rendered: Rendered) -> list[int]:
+        ids = _encode(rendered.prompt, self.tokenizer)
+        if not ids:
+            raise DataError(f"the prompt {_excerpt(rendered.prompt)} has no tokens in this tokenizer")
+        return self._with_start(ids, rendered.chat)
+
+    def response_ids(self, rendered: Rendered, prompt: list[int]) -> list[int]:
+        """Ids of the response with its end, such that `prompt` and they spell the whole text."""
+        assert rendered.response is not None
+        ids = self._continuation(rendered.prompt, rendered.response, prompt, chat=rendered.chat)
+        if not ids:
+            raise DataError(f"the response {_excerpt(rendered.response)} has no tokens in this tokenizer")
+        if self.eos is None or self._is_ended(ids, chat=rendered.chat):
+            return ids
+        return [*ids, self.eos]
+
+    def cut_left(self, prompt: list[int], response_length: int, max_length: int | None) -> list[int]:
+        """The end of the prompt that leaves room for the response, behind the BOS that it had."""
+        if max_length is None or len(prompt) + response_length <= max_length:
+            return prompt
+        if self.start and prompt[: len(self.start)] == self.start:
+            kept_first = len(self.start)
+        else:
+            kept_first = int(prompt[0] in self.openers)
+        room = max_length - response_length - kept_first
+        if room < 1:
+            raise DataError(
+                f"the response alone ({response_length} tokens with its end) is longer than max_length={max_length} "
+                f"allows: at least {kept_first + 1} prompt token(s) must remain"
+            )
+        return prompt[:kept_first] + prompt[-room:]
+
+    def _with_start(self, ids: list[int], chat: bool) -> list[int]:
+        """The ids behind what the tokenizer puts first, once.  A chat template has written all its special tokens."""
+        if chat or ids[0] in self.openers or ids[: len(self.start)] == self.start:
+            return ids
+        return self.start + ids
+
+    def _continuation(self, prompt_text: str, response: str, prompt: list[int], *, chat: bool) -> list[int]:
+        text = prompt_text + response
+        full = self._with_start(_encode(text, self.tokenizer), chat)
+        rest = _rest(full, prompt, self.tokenizer)
+        if rest:
+            return rest
+        # A token straddles the boundary: generation cannot begin within it, so the response is encoded on its own.
+        spelt = {text, _decode(full, self.tokenizer)}
+        candidates = list(_encoded_alone(response, prompt_text, self.tokenizer))
+        for candidate in candidates:
+            if _decode(prompt + candidate, self.tokenizer) in spelt:
+                return candidate
+        # A tokenizer that loses text (lower case, unknown words) spells nothing back.
+        return candidates[0]
+
+    def _is_ended(self, response: list[int], *, chat: bool) -> bool:
+        """Whether the ids end with EOS.
+
+        A chat template may have a mark of its own (`<|im_end|>` and a newline): any special token that only white
+        space follows is taken for it.
+        """
+        if response[-1] == self.eos:
+            return True
+        if not chat:
+            return False
+        last = next((index for index in reversed(response) if _decode([index], self.tokenizer).strip()), None)
+        no_end = self.openers | _present(self.tokenizer.unk_token_id, self.tokenizer.mask_token_id)
+        # all_special_ids does not hold every special token, but decoding skips every one.
+        special = last is not None and not _decode([last], self.tokenizer, skip_special_tokens=True)
+        return last == self.eos or (special and last not in no_end)
+
+
+def _start_ids(tokenizer: PreTrainedTokenizerBase, openers: frozenset[int]) -> list[int]:
+    """What stands before a text that the tokenizer framed; what stands behind it ([SEP], EOS) is left out.
+
+    Found by trying, as tokenizers have no common attribute that tells.
+    """
+    bare = _encode("a", tokenizer)
+    framed = list(tokenizer("a", add_special_tokens=True, verbose=False)["input_ids"])
+    for length in range(len(framed) - len(bare) + 1):
+        if bare and framed[length : length + len(bare)] == bare:
+            return framed[:length]
+    return framed[:1] if openers.intersection(framed[:1]) else []
+
+
+def _encoded_alone(response: str, prompt: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """Ways to encode a response without its prompt.
+
+    Tokenizers of the sentencepiece kind put a space before a text; behind another character they do not, so the later
+    ways encode the response behind one and take its ids away again.
+    """
+    yield _encode(response, tokenizer)
+    for anchor in ("\n", ".", "a", prompt[-1]):
+        anchor_ids = _encode(anchor, tokenizer)
+        rest = _rest(_encode(anchor + response, tokenizer), anchor_ids, tokenizer)
+        if rest:
+            yield rest
+
+
+def _rest(ids: list[int], head: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids behind `head`; none where `ids` go another way.
+
+    Behind an unknown token they may: the token can be one word of both texts, its half in the second then lost.
+    """
+    if ids[: len(head)] != head or (head and head[-1] == tokenizer.unk_token_id):
+        return []
+    return ids[len(head) :]
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # verbose=False: no warning about model_max_length, cutting is done here.
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _decode(ids: list[int], tokenizer: PreTrainedTokenizerBase, *, skip_special_tokens: bool = False) -> str:
+    text = tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+    assert isinstance(text, str)
+    return text
+
+
+def _present(*ids: object) -> frozenset[int]:
+    """Those ids that the tokenizer has; its attributes are typed as if they could be anything."""
+    return frozenset(index for index in ids if isinstance(index, int))
+
+
+def _excerpt(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

@@ -1,0 +1,213 @@
+"""What all interventions share: options, dtype rules, dropout, rank masks, initialisation helpers.
+
+An intervention Φ maps a hidden state to an edit, delta = Φ(h) - h.
+Must not know: positions, layers, attention masks, models.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from reftune.interventions.activations import Activation, activation
+from reftune.interventions.orthonormal import autocast_off, orthonormal_rows
+
+__all__ = ["Intervention", "InterventionOptions", "LowRankIntervention"]
+
+INITS = ("identity", "paper", "random")
+VECTORS = ("learned", "given")
+
+
+@dataclass(frozen=True)
+class InterventionOptions:
+    r: int = 4
+    """Rank: how many directions of the hidden state are edited.  Without effect on `red` and `steer`."""
+    act_fn: str | None = None
+    """Applied to the learned affine map: None or "linear" for nothing, else a name in ACTIVATIONS."""
+    dropout: float = 0.0
+    """Dropout on the edit, never on the hidden state."""
+    init: str = "identity"
+    """"identity": the edit starts as exactly 0.  "paper": as published.  "random": no part starts at rest."""
+    vector: str = "learned"
+    """`steer` only: is its direction trained ("learned") or fixed ("given")?"""
+
+    def __post_init__(self) -> None:
+        activation(self.act_fn)
+        if self.r < 1:
+            raise ValueError(f"r={self.r!r} is not a rank: use a whole number of at least 1")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"dropout={self.dropout!r} is not a probability below 1: use 0.0 <= dropout < 1.0")
+        if self.init not in INITS:
+            raise ValueError(f"init={self.init!r} is unknown: use one of {INITS}")
+        if self.vector not in VECTORS:
+            raise ValueError(f"vector={self.vector!r} is unknown: use one of {VECTORS}")
+
+
+class Intervention(nn.Module, ABC):
+    """One Φ.  A subclass declares its parameters' shapes, says how they start, and computes the edit."""
+
+    has_subspaces: ClassVar[bool]
+    """True if there is a rank axis, so that parts of it can be masked."""
+    uses: ClassVar[frozenset[str]] = frozenset()
+    """Which of the options `act_fn` and `vector` have an effect."""
+    no_identity_because: ClassVar[str] = ""
+    """Completes the error message where `supports_identity` says no."""
+
+    d: int
+    options: InterventionOptions
+
+    def __init__(
+        self,
+        d: int,
+        options: InterventionOptions,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self._check(d, options)
+        self.d = d
+        self.options = options
+        self.dropout = nn.Dropout(options.dropout)
+        for name, shape in self.parameter_shapes(d, options).items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        for name, shape in self.buffer_shapes(d, options).items():
+            self.register_buffer(name, torch.empty(shape, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    @classmethod
+    @abstractmethod
+    def parameter_shapes(cls, d: int, options: InterventionOptions) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the trainable parameters."""
+
+    @classmethod
+    def buffer_shapes(cls, d: int, options: InterventionOptions) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of tensors that are saved but not trained; most have none."""
+        return {}
+
+    @abstractmethod
+    def initialise(self, init: str) -> None:
+        """Fill all parameters and buffers in place; runs without gradient."""
+
+    @abstractmethod
+    def edit(self, h: Tensor, rank_mask: Tensor | None) -> Tensor:
+        """The delta of h [..., d], which has the compute dtype; autocast is off."""
+
+    @classmethod
+    def supports_identity(cls, act_fn: str | None) -> bool:
+        """Can the edit start as exactly zero and still learn?"""
+        activation(act_fn)
+        return True
+
+    @classmethod
+    def parameter_count(cls, d: int, options: InterventionOptions) -> int:
+        return sum(math.prod(shape) for shape in cls.parameter_shapes(d, options).values())
+
+    @property
+    def activation(self) -> Activation | None:
+        return activation(self.options.act_fn)
+
+    def reset_parameters(self) -> None:
+        """Start anew, as `options.init` says.  Does nothing on the meta device, where there is nothing to fill."""
+        if any(parameter.is_meta for parameter in self.parameters()):
+            return
+        with torch.no_grad():
+            self.initialise(self.options.init)
+
+    def forward(self, h: Tensor, rank_mask: Tensor | None = None) -> Tensor:
+        """h [..., d] -> delta [..., d], in the widest of h's dtype, the parameters' dtype and float32.
+
+        `rank_mask` [..., r] multiplies the r coefficients and broadcasts over the leading dimensions as torch does:
+        one mask per row of h [B, P, d] is [B, 1, r].
+        """
+        if h.shape[-1] != self.d:
+            raise ValueError(f"h has width {h.shape[-1]}, this {type(self).__name__} was built for {self.d}")
+        if rank_mask is not None:
+            self._check_mask(rank_mask)
+        dtype = torch.promote_types(h.dtype, torch.float32)
+        for parameter in self.parameters():
+            dtype = torch.promote_types(dtype, parameter.dtype)
+        with autocast_off(h.device.type):
+            return self.dropout(self.edit(h.to(dtype), rank_mask))
+
+    def extra_repr(self) -> str:
+        return f"d={self.d}, {self.options}"
+
+    def _check_mask(self, rank_mask: Tensor) -> None:
+        if not self.has_subspaces:
+            raise ValueError(f"{type(self).__name__} has no rank axis: it takes no rank_mask (subspaces)")
+        if rank_mask.shape[-1:] != (self.options.r,):
+            raise ValueError(
+                f"rank_mask has shape {list(rank_mask.shape)}: its last dimension must be r={self.options.r}"
+            )
+
+    @classmethod
+    def _check(cls, d: int, options: InterventionOptions) -> None:
+        name = cls.__name__
+        if cls.has_subspaces and options.r > d:
+            raise ValueError(f"{name}: the rank r={options.r} exceeds the width d={d}: use r <= {d}")
+        if options.init == "identity" and not cls.supports_identity(options.act_fn):
+            without = " or act_fn=None" if options.act_fn and cls.supports_identity(None) else ""
+            raise ValueError(
+                f"{name} with act_fn={options.act_fn!r} cannot start as the identity: {cls.no_identity_because}. "
+                f"Use init='paper' or init='random'{without}"
+            )
+        if activation(options.act_fn) is not None and "act_fn" not in cls.uses:
+            warnings.warn(f"{name} learns no affine map: act_fn={options.act_fn!r} has no effect", stacklevel=3)
+        if options.vector != "learned" and "vector" not in cls.uses:
+            warnings.warn(f"{name} has no steering vector: vector={options.vector!r} has no effect", stacklevel=3)
+
+
+class LowRankIntervention(Intervention):
+    """delta = basisᵀ · coefficients(h), with a basis [r, d] and r coefficients per position."""
+
+    has_subspaces: ClassVar[bool] = True
+
+    @abstractmethod
+    def basis(self) -> Tensor:
+        """[r, d]: the directions that the edit is written in."""
+
+    @abstractmethod
+    def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
+        """[..., r], or [r] where they do not depend on h."""
+
+    def edit(self, h: Tensor, rank_mask: Tensor | None) -> Tensor:
+        basis_RD = self.basis().to(h.dtype)
+        coefficients_R = self.coefficients(h, basis_RD)
+        if rank_mask is not None:
+            coefficients_R = coefficients_R * rank_mask.to(h.dtype)
+        return (coefficients_R @ basis_RD).expand_as(h)
+
+    def act(self, x: Tensor) -> Tensor:
+        chosen = self.activation
+        return x if chosen is None else chosen.function(x)
+
+
+# Drawn in float32 or wider and rounded once, so that a seed means the same weights in every storage dtype.
+
+
+def uniform_(parameter: Tensor, *, low: float, high: float) -> None:
+    parameter.copy_(_wide(parameter).uniform_(low, high))
+
+
+def normal_(parameter: Tensor, *, mean: float = 0.0, std: float) -> None:
+    parameter.copy_(_wide(parameter).normal_(mean, std))
+
+
+def like_linear_(parameter: Tensor, *, d: int) -> None:
+    """The default of torch.nn.Linear(d, r), which is the same for its weight and its bias."""
+    uniform_(parameter, low=-1 / math.sqrt(d), high=1 / math.sqrt(d))
+
+
+def orthonormal_(parameter: Tensor) -> None:
+    parameter.copy_(orthonormal_rows(_wide(parameter).normal_()))
+
+
+def _wide(parameter: Tensor) -> Tensor:
+    return torch.empty_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))

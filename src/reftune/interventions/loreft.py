@@ -1,0 +1,53 @@
+"""LoReFT: Φ(h) = h + Rᵀ(act(Wh + b) - Rh), R with orthonormal rows.  ReFT paper (arXiv 2404.03592), section 3.2.
+
+Must not know: positions, layers, masks.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reftune.interventions.activations import activation
+from reftune.interventions.base import InterventionOptions, LowRankIntervention, like_linear_, orthonormal_
+from reftune.interventions.orthonormal import orthonormal_rows
+
+__all__ = ["Loreft"]
+
+
+class Loreft(LowRankIntervention):
+    uses: ClassVar[frozenset[str]] = frozenset({"act_fn"})
+    no_identity_because: ClassVar[str] = "act(Wh + b) = Rh for every h needs a linear act"
+
+    R: nn.Parameter
+    W: nn.Parameter
+    b: nn.Parameter
+
+    @classmethod
+    def parameter_shapes(cls, d: int, options: InterventionOptions) -> dict[str, tuple[int, ...]]:
+        return {"R": (options.r, d), "W": (options.r, d), "b": (options.r,)}
+
+    @classmethod
+    def supports_identity(cls, act_fn: str | None) -> bool:
+        return activation(act_fn) is None
+
+    def initialise(self, init: str) -> None:
+        orthonormal_(self.R)
+        if init == "identity":
+            self.W.copy_(orthonormal_rows(self.R))
+            self.b.zero_()
+        else:
+            like_linear_(self.W, d=self.d)
+            like_linear_(self.b, d=self.d)
+
+    def basis(self) -> Tensor:
+        return orthonormal_rows(self.R)
+
+    def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
+        W, b = self.W.to(h.dtype), self.b.to(h.dtype)
+        if self.activation is not None:
+            return self.act(F.linear(h, W, b)) - F.linear(h, basis)
+        # As one map, with the rows rounded as W is stored, W = R cancels to exactly 0; it is also one product less.
+        return F.linear(h, W - basis.to(self.W.dtype).to(h.dtype), b)

@@ -1,0 +1,52 @@
+"""NoReFT: Φ(h) = h + W2ᵀ(act(W1h + b) - W2h), LoReFT with a free W2 for R.  ReFT paper, appendix E.
+
+Must not know: positions, layers, masks.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reftune.interventions.activations import activation
+from reftune.interventions.base import InterventionOptions, LowRankIntervention, like_linear_
+
+__all__ = ["Noreft"]
+
+
+class Noreft(LowRankIntervention):
+    uses: ClassVar[frozenset[str]] = frozenset({"act_fn"})
+    no_identity_because: ClassVar[str] = "act(W1h + b) = W2h for every h needs a linear act"
+
+    W1: nn.Parameter
+    W2: nn.Parameter
+    b: nn.Parameter
+
+    @classmethod
+    def parameter_shapes(cls, d: int, options: InterventionOptions) -> dict[str, tuple[int, ...]]:
+        return {"W1": (options.r, d), "W2": (options.r, d), "b": (options.r,)}
+
+    @classmethod
+    def supports_identity(cls, act_fn: str | None) -> bool:
+        return activation(act_fn) is None
+
+    def initialise(self, init: str) -> None:
+        like_linear_(self.W2, d=self.d)
+        if init == "identity":
+            self.W1.copy_(self.W2)
+            self.b.zero_()
+        else:
+            like_linear_(self.W1, d=self.d)
+            like_linear_(self.b, d=self.d)
+
+    def basis(self) -> Tensor:
+        return self.W2
+
+    def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
+        W1, b = self.W1.to(h.dtype), self.b.to(h.dtype)
+        if self.activation is not None:
+            return self.act(F.linear(h, W1, b)) - F.linear(h, basis)
+        # As one map, W1 = W2 cancels to exactly 0.
+        return F.linear(h, W1 - basis, b)

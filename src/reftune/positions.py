@@ -1,0 +1,241 @@
+"""Which tokens of a forward call are edited: the only index arithmetic of the project.
+
+Three pure stages: a text (``"f7+l7"``) is parsed into a `PositionSpec`; what is known of the tokens of a call (mask,
+labels, lengths, packed position ids) becomes `Segments`, one prompt per segment, in absolute columns of the padded
+sequence with the cache counted in; and `slots` or `token_mask` intersect the two with the window of columns that this
+forward call computes.  A decode step, a prefill chunk and a draft to be verified are all just windows.
+
+Must not know: models, interventions, adapters.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .errors import PositionError
+
+__all__ = [
+    "PositionSpec",
+    "Segments",
+    "Slots",
+    "Tie",
+    "parse_positions",
+    "segments_from_mask",
+    "segments_from_position_ids",
+    "segments_of_full_rows",
+    "slots",
+    "token_mask",
+    "unit_slices",
+]
+
+Scope = Literal["span", "prompt", "all", "response"]
+Tie = Literal["all", "group", "none"]
+
+GRAMMAR = "'f<p>', 'l<s>', 'f<p>+l<s>', 'prompt', 'all' or 'response'"
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class PositionSpec:
+    """Positions as numbers: the first `first` and the last `last` prompt tokens, or a whole scope."""
+
+    scope: Scope
+    first: int = 0
+    last: int = 0
+
+    @property
+    def count(self) -> int:
+        """Number of slots P that a row has; 0 for whole scopes, which have no slots."""
+        return self.first + self.last
+
+    def __str__(self) -> str:
+        if self.scope != "span":
+            return self.scope
+        return "+".join(f"{kind}{n}" for kind, n in (("f", self.first), ("l", self.last)) if n) or "f0"
+
+    def overlaps(self, other: PositionSpec) -> bool:
+        """Whether some prompt has a token that both edit (paper, Def. 3.2 asks for disjoint positions)."""
+        if "all" in (self.scope, other.scope):
+            return True
+        if "response" in (self.scope, other.scope):
+            return self.scope == other.scope
+        if "prompt" in (self.scope, other.scope):
+            return True
+        return bool((self.first and other.first) or (self.last and other.last))
+
+
+def parse_positions(text: str) -> PositionSpec:
+    """``"f7+l7"`` → `PositionSpec("span", 7, 7)`.
+
+    Grammar: `f<p>` the first p prompt tokens, `l<s>` the last s, `f<p>+l<s>` both, `prompt` every prompt token (so
+    nothing at decode), `all` every token of prompt and response, `response` every token after the prompt.
+
+    Raises:
+        ValueError: the text is not of this form; the message quotes it.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"positions={text!r} is not a text; valid are {GRAMMAR}")
+    cleaned = text.replace(" ", "").lower()
+    if cleaned == "prompt":
+        return PositionSpec("prompt")
+    if cleaned == "all":
+        return PositionSpec("all")
+    if cleaned == "response":
+        return PositionSpec("response")
+    match = re.fullmatch(r"(?:f(\d+))?(\+)?(?:l(\d+))?", cleaned)
+    if not cleaned or match is None or bool(match[2]) != bool(match[1] and match[3]):
+        raise ValueError(f"positions={text!r} cannot be read; valid are {GRAMMAR}, for example 'f7+l7'")
+    return PositionSpec("span", int(match[1] or 0), int(match[3] or 0))
+
+
+def unit_slices(spec: PositionSpec, tie: Tie) -> list[slice]:
+    """Slots of a row that share one Φ, in the order in which the Φ of a layer are numbered.
+
+    `all`: one Φ; `group`: one for the prefix, one for the suffix; `none`: one a position.
+    """
+    if spec.scope != "span" or tie == "all":
+        return [slice(0, spec.count)]
+    if tie == "group":
+        halves = [slice(0, spec.first), slice(spec.first, spec.count)]
+        return [half for half in halves if half.stop > half.start]
+    return [slice(i, i + 1) for i in range(spec.count)]
+
+
+class Segments(NamedTuple):
+    """Prompts of one call: N segments, at least one a row, more if rows are packed.  Columns are absolute.
+
+    rows [N] batch row; start [N] first prompt column; end [N] one past the last prompt column, which is where the
+    response begins; stop [N] one past the last column of the response as far as it is known.
+    """
+
+    rows: Tensor
+    start: Tensor
+    end: Tensor
+    stop: Tensor
+    batch: int
+    one_per_row: bool = True
+
+    def with_lengths(self, lengths: Tensor) -> Segments:
+        """The same segments, the prompt being the first `lengths` [N] tokens of each."""
+        if lengths.numel() != self.start.numel():
+            what = "rows of the batch" if self.one_per_row else "packed sequences"
+            raise PositionError(f"prompt_length has {lengths.numel()} entries for {self.start.numel()} {what}")
+        lengths = lengths.reshape(-1).to(self.start)
+        return self._replace(end=torch.minimum(self.start + lengths, self.stop))
+
+    def with_labels(self, labels: Tensor, past: int | Tensor = 0) -> Segments:
+        """The same segments, the prompt being the leading run of ignored labels of each.
+
+        labels [B, T] are those of the columns from `past` on.
+        """
+        columns = torch.arange(labels.shape[1], device=labels.device)[None] + past
+        labelled = labels[self.rows] != IGNORED_LABEL
+        inside = (columns >= self.start[:, None]) & (columns < self.stop[:, None])
+        first = torch.where(labelled & inside, columns, self.stop[:, None]).amin(1)
+        return self._replace(end=first)
+
+    def repeated(self, batch: int) -> Segments:
+        """For `batch` rows where each row was repeated in place: beams, several returned sequences."""
+        if batch == self.batch:
+            return self
+        if not self.one_per_row or batch % self.batch:
+            raise PositionError(f"the prompts of {self.batch} rows cannot be mapped onto a batch of {batch}")
+        times = batch // self.batch
+        rows = torch.arange(batch, device=self.rows.device)
+        start, end, stop = (t.repeat_interleave(times, 0) for t in (self.start, self.end, self.stop))
+        return Segments(rows, start, end, stop, batch)
+
+    def to(self, device: torch.device) -> Segments:
+        """The same segments on another device."""
+        rows, start, end, stop = (t.to(device) for t in (self.rows, self.start, self.end, self.stop))
+        return Segments(rows, start, end, stop, self.batch, self.one_per_row)
+
+
+def segments_of_full_rows(batch: int, columns: int | Tensor, device: torch.device) -> Segments:
+    """Every row is one prompt of `columns` tokens, none of them padding."""
+    rows = torch.arange(batch, device=device)
+    start = torch.zeros(batch, dtype=torch.long, device=device)
+    end = start + columns
+    return Segments(rows, start, end, end, batch)
+
+
+def segments_from_mask(mask: Tensor) -> Segments:
+    """mask [B, T] of 0 and 1, padding on either side → every row is one prompt without its padding."""
+    kept = mask.bool()
+    batch, total = kept.shape
+    columns = torch.arange(total, device=mask.device)[None]
+    end = torch.where(kept, columns + 1, 0).amax(1)
+    start = torch.minimum(torch.where(kept, columns, total).amin(1), end)
+    return Segments(torch.arange(batch, device=mask.device), start, end, end, batch)
+
+
+def segments_from_position_ids(position_ids: Tensor, batch: int) -> Segments | None:
+    """position_ids [B, T] or [1, T] of packed rows: a segment begins where they do not go on by one.
+
+    None if no row restarts, so that the rows are not packed.
+    """
+    if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch):
+        return None
+    position_ids = position_ids.expand(batch, -1)
+    total = position_ids.shape[1]
+    begins = torch.ones_like(position_ids, dtype=torch.bool)
+    begins[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
+    rows, start = begins.nonzero(as_tuple=True)
+    if rows.numel() == batch:
+        return None
+    stop = torch.full_like(start, total)
+    stop[:-1] = torch.where(rows[1:] == rows[:-1], start[1:], total)
+    return Segments(rows, start, stop, stop, batch, one_per_row=False)
+
+
+class Slots(NamedTuple):
+    """P slots for each of N segments: rows [N, P], columns [N, P] within the window, valid [N, P].
+
+    A slot that is not valid points at some column of the window and must not be edited.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    valid: Tensor
+
+
+def slots(spec: PositionSpec, segments: Segments, past: int | Tensor, width: int) -> Slots:
+    """Slots of a span in the window of columns [past, past + width).
+
+    With prompts of n tokens: if n < p + s then p ← min(p, ⌊n/2⌋) and s ← min(s, ⌈n/2⌉), the slots cut off are not
+    applied (paper, section 4.1).  Slot i < p is prompt token i; slot p + j is prompt token n − s + j.
+    """
+    device = segments.start.device
+    n = (segments.end - segments.start).clamp(min=0)[:, None]
+    short = n < spec.count
+    first = torch.where(short, torch.clamp(n // 2, max=spec.first), spec.first)
+    last = torch.where(short, torch.clamp((n + 1) // 2, max=spec.last), spec.last)
+    i = torch.arange(spec.first, device=device)[None]
+    j = torch.arange(spec.last, device=device)[None]
+    prefix = segments.start[:, None] + i
+    suffix = segments.end[:, None] - spec.last + j
+    columns = torch.cat([prefix, suffix], 1) - past
+    valid = torch.cat([i < first, j >= spec.last - last], 1) & (columns >= 0) & (columns < width)
+    rows = segments.rows[:, None].expand_as(columns)
+    return Slots(rows, columns.clamp(0, width - 1), valid)
+
+
+def token_mask(spec: PositionSpec, segments: Segments, past: int | Tensor, width: int) -> Tensor:
+    """[B, width] bool, true on the tokens of the window that a whole scope edits."""
+    device = segments.start.device
+    columns = torch.arange(width, device=device)[None] + past
+    if spec.scope == "prompt":
+        hit = (columns >= segments.start[:, None]) & (columns < segments.end[:, None])
+    elif spec.scope == "response":
+        hit = (columns >= segments.end[:, None]) & (columns < segments.stop[:, None])
+    else:
+        raise ValueError(f"positions {spec} have no token mask")
+    if segments.one_per_row:
+        return hit
+    counts = torch.zeros(segments.batch, width, dtype=torch.int32, device=device)
+    return counts.index_add(0, segments.rows, hit.to(torch.int32)) > 0

@@ -1,0 +1,130 @@
+"""What surrounds the forward calls of a model: `generate`, which fixes the prompts, and gradient checkpointing.
+
+Both are reached by attributes of the instance, since a model to which transformers itself added the adapter is not
+wrapped in anything of PEFT.
+
+Must not know: interventions, sites.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..positions import Segments, segments_from_mask, segments_of_full_rows
+from .context import PROMPT_LENGTH, SUBSPACES, CallState, cached_length
+
+__all__ = ["checkpoint_as_before", "checkpoint_with_frame", "install_generate", "uninstall_generate"]
+
+CHECKPOINT = "_gradient_checkpointing_func"
+CHECKPOINT_HOOK = "_reft_checkpoint_hook"
+REFUSED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+
+
+def install_generate(root: nn.Module, state: CallState) -> None:
+    """Put `generate` with fixed prompts, and refusals of what cannot be right, on the instance."""
+    if not hasattr(root, "generate"):
+        return
+    root.__dict__["generate"] = partial(generate_with_prompts, root, state)
+    for name in REFUSED:
+        if hasattr(root, name):
+            root.__dict__[name] = partial(refuse_continuous_batching, name)
+
+
+def uninstall_generate(root: nn.Module) -> None:
+    """Undo `install_generate`."""
+    for name in ("generate", *REFUSED):
+        root.__dict__.pop(name, None)
+
+
+def refuse_continuous_batching(name: str, *args: Any, **kwargs: Any) -> Any:
+    """`generate_batch` and its relatives lay the tokens of all requests in one row and pass no prompts on."""
+    raise NotImplementedError(
+        f"{name} (continuous batching of transformers) cannot tell which tokens are the prompt, so ReFT adapters would "
+        "edit wrong tokens; use generate()"
+    )
+
+
+def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwargs: Any) -> Any:
+    """`generate` of the model's class; every forward call within knows the prompts as they are at this moment."""
+    lengths, subspaces = kwargs.pop(PROMPT_LENGTH, None), kwargs.pop(SUBSPACES, None)
+    known: dict[str, Any] = {} if subspaces is None else {"subspaces": subspaces}
+    config: Any = root.config
+    if config.is_encoder_decoder:
+        tokens = kwargs.get("decoder_input_ids")
+        known["decoder_columns"] = 1 if tokens is None else tokens.shape[1]
+    else:
+        prompts, columns = _prompts(root, args, kwargs)
+        if lengths is not None:
+            prompts = prompts.with_lengths(torch.as_tensor(lengths))
+        known.update(prompts=prompts, prompt_columns=columns)
+    with state.announcing(**known):
+        return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+def _prompts(root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Segments, int]:
+    """The prompt of each row and the number of columns that prompts and padding take."""
+    mask = kwargs.get("attention_mask")
+    ids = next((x for x in (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids")) if isinstance(x, Tensor)), None)
+    tokens = kwargs.get("inputs_embeds")
+    tokens = ids if tokens is None else tokens
+    if tokens is None:
+        # generate starts from the beginning-of-sequence token
+        return segments_of_full_rows(1, 1, root.device), 1
+    if mask is None and tokens is ids and ids is not None and ids.ndim == 2:
+        mask = _mask_of_padding(root, ids, kwargs)
+    if mask is not None and mask.ndim == 2:
+        return segments_from_mask(mask.to(tokens.device)), mask.shape[1]
+    past = cached_length(kwargs.get("past_key_values"))
+    columns = max(tokens.shape[1], int(past) + (tokens.shape[1] if kwargs.get("inputs_embeds") is not None else 0))
+    return segments_of_full_rows(tokens.shape[0], columns, tokens.device), columns
+
+
+def _mask_of_padding(root: Any, ids: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
+    """The mask that transformers infers when none is given: padding tokens, unless they also end sequences."""
+    config = kwargs.get("generation_config") or root.generation_config
+    pad = kwargs.get("pad_token_id", config.pad_token_id)
+    ends = kwargs.get("eos_token_id", config.eos_token_id)
+    ends = ends if isinstance(ends, (list, tuple)) else [ends]
+    if pad is None or isinstance(pad, Tensor) or pad in ends or not bool((ids == pad).any()):
+        return None
+    return (ids != pad).long()
+
+
+def checkpoint_with_frame(blocks: Iterable[nn.Module], state: CallState) -> None:
+    """Let blocks that gradient checkpointing computes anew in the backward pass find the frame of their call.
+
+    transformers puts its checkpoint function on the instance of each block when checkpointing is switched on, which
+    may be later than this; so the attribute is watched by a pre-hook.
+    """
+    for block in blocks:
+        block.__dict__[CHECKPOINT_HOOK] = block.register_forward_pre_hook(partial(_wrap_checkpoint, state))
+
+
+def checkpoint_as_before(block: nn.Module) -> None:
+    """Undo `checkpoint_with_frame`."""
+    handle = block.__dict__.pop(CHECKPOINT_HOOK, None)
+    if handle is not None:
+        handle.remove()
+    function = block.__dict__.get(CHECKPOINT)
+    if isinstance(function, partial) and function.func is _checkpoint:
+        block.__dict__[CHECKPOINT] = function.args[1]
+
+
+def _wrap_checkpoint(state: CallState, block: nn.Module, args: Any) -> None:
+    function = block.__dict__.get(CHECKPOINT)
+    if function is not None and not (isinstance(function, partial) and function.func is _checkpoint):
+        block.__dict__[CHECKPOINT] = partial(_checkpoint, state, function)
+
+
+def _checkpoint(state: CallState, checkpoint: Callable[..., Any], compute: Callable[..., Any], *args: Any) -> Any:
+    return checkpoint(partial(_resume, state, state.frame, state.outer, compute), *args)
+
+
+def _resume(state: CallState, frame: Any, outer: Any, compute: Callable[..., Any], *args: Any) -> Any:
+    with state.resumed(frame, outer):
+        return compute(*args)

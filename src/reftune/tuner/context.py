@@ -1,0 +1,293 @@
+"""What is known of the call that is running: its prompts, its window of columns, its adapters.
+
+`CallState` is shared by the model and all its `ReftLayer`s.  Hooks on the model open a frame before the blocks run and
+always close it after, an exception included; what one call leaves behind, another cannot see.  It is per thread.
+
+Must not know: interventions and how they are applied.
+"""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import PositionError
+from ..positions import (
+    PositionSpec,
+    Segments,
+    Slots,
+    segments_from_mask,
+    segments_from_position_ids,
+    segments_of_full_rows,
+    slots,
+    token_mask,
+)
+
+__all__ = ["PROMPT_LENGTH", "SUBSPACES", "CallState", "Frame", "Outer", "Role", "cached_length", "unwatch", "watch"]
+
+PROMPT_LENGTH = "prompt_length"
+SUBSPACES = "subspaces"
+WATCHED = "_reft_watched"
+HANDLES = "_reft_handles"
+
+SubspaceChoice = Sequence[Sequence[int]]
+# causal: prompt and response in one row (or no response: BERT); encoder: of an encoder-decoder, all is prompt;
+# decoder: of an encoder-decoder, the prompt is the start token; root: not itself a stack of blocks
+Role = Literal["causal", "encoder", "decoder", "root"]
+
+
+@dataclass
+class Frame:
+    """One forward call of a stack of blocks: columns [past, past + width) of `batch` rows."""
+
+    batch: int
+    width: int
+    past: int | Tensor = 0
+    segments: Segments | None = None
+    unknown: str | None = None
+    """Why the prompt is not known; raised only if an intervention needs it."""
+    no_prompt: bool = False
+    """Whether nothing of the prompt can lie in this window, so that edits of prompts cost nothing."""
+    slot_cache: dict[PositionSpec, Slots] = field(default_factory=dict)
+    mask_cache: dict[PositionSpec, Tensor] = field(default_factory=dict)
+
+    def _known(self, spec: PositionSpec) -> Segments:
+        if self.unknown is not None:
+            raise PositionError(f"positions {str(spec)!r}: {self.unknown}")
+        assert self.segments is not None
+        return self.segments
+
+    def slots(self, spec: PositionSpec, device: torch.device) -> Slots | None:
+        """Slots of a span, None if there is nothing to edit."""
+        if self.no_prompt:
+            return None
+        if spec not in self.slot_cache:
+            self.slot_cache[spec] = slots(spec, self._known(spec).to(device), self.past, self.width)
+        found = self.slot_cache[spec]
+        return found if found.rows.device == device else Slots(*(t.to(device) for t in found))
+
+    def mask(self, spec: PositionSpec, device: torch.device) -> Tensor | None:
+        """[batch, width] bool of a whole scope other than `all`, None if there is nothing to edit."""
+        if self.no_prompt and spec.scope == "prompt":
+            return None
+        if spec not in self.mask_cache:
+            self.mask_cache[spec] = token_mask(spec, self._known(spec).to(device), self.past, self.width)
+        return self.mask_cache[spec].to(device)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What callers above the blocks say: adapters per row, prompts fixed by `generate`, lengths, labels."""
+
+    adapter_names: tuple[str, ...] | None = None
+    subspaces: SubspaceChoice | None = None
+    prompts: Segments | None = None
+    prompt_columns: int = 0
+    decoder_columns: int = 1
+    prompt_length: Tensor | None = None
+    labels: Tensor | None = None
+    scored_columns: bool = False
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What the hooks on a module need to know of it."""
+
+    state: CallState
+    role: Role
+    is_root: bool
+    is_lm: bool
+    parameters: tuple[str, ...]
+
+
+class CallState(threading.local):
+    """What is open in this thread.  A copy or a pickle of it is an empty one."""
+
+    def __init__(self) -> None:
+        self.announced: list[Outer] = [Outer()]
+        self.calls: list[tuple[nn.Module | None, Outer, Frame | None]] = []
+
+    def __reduce__(self) -> tuple[type[CallState], tuple[()]]:
+        return CallState, ()
+
+    @property
+    def frame(self) -> Frame | None:
+        """The innermost open frame."""
+        return self.calls[-1][2] if self.calls else None
+
+    @property
+    def outer(self) -> Outer:
+        """What is known above the blocks."""
+        return self.calls[-1][1] if self.calls else self.announced[-1]
+
+    @contextmanager
+    def announcing(self, **known: Any) -> Iterator[None]:
+        """Calls of the model inside know the `known` fields of `Outer`."""
+        self.announced.append(replace(self.announced[-1], **known))
+        try:
+            yield
+        finally:
+            self.announced.pop()
+
+    @contextmanager
+    def resumed(self, frame: Frame | None, outer: Outer) -> Iterator[None]:
+        """Inside, a call that was open earlier is open again: a block is computed anew in the backward pass."""
+        self.calls.append((None, outer, frame))
+        try:
+            yield
+        finally:
+            self.calls.pop()
+
+
+def cached_length(cache: Any) -> int | Tensor:
+    """Number of columns that the key-value cache holds already."""
+    if cache is None:
+        return 0
+    if isinstance(cache, (tuple, list)):
+        return cache[0][0].shape[-2] if cache and cache[0] is not None else 0
+    return cache.get_seq_length()
+
+
+def watch(module: nn.Module, state: CallState, *, role: Role, is_root: bool, is_lm: bool) -> None:
+    """Register the hooks that open and close a call of `module`.  `unwatch` removes them."""
+    # hooks get positional values without names
+    names = tuple(list(inspect.signature(type(module).forward).parameters)[1:])
+    module.__dict__[WATCHED] = Watched(state, role, is_root, is_lm, names)
+    module.__dict__[HANDLES] = (
+        module.register_forward_pre_hook(enter_model, with_kwargs=True),
+        module.register_forward_hook(leave_model, with_kwargs=True, always_call=True),
+    )
+
+
+def unwatch(module: nn.Module) -> None:
+    """Undo `watch`."""
+    for handle in module.__dict__.pop(HANDLES, ()):
+        handle.remove()
+    module.__dict__.pop(WATCHED, None)
+
+
+def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Forward pre-hook of the root model and of each stack: opens what `leave_model` closes."""
+    watched: Watched = module.__dict__[WATCHED]
+    state = watched.state
+    given = {**dict(zip(watched.parameters, args, strict=False)), **kwargs}
+    if watched.is_root:
+        # A model does not call itself: what is open here was left by an interrupt (Ctrl-C passes by leave_model).
+        state.calls.clear()
+    outer = state.outer
+    lengths, subspaces = given.get(PROMPT_LENGTH), given.get(SUBSPACES)
+    if PROMPT_LENGTH in kwargs or SUBSPACES in kwargs:
+        kwargs = {k: v for k, v in kwargs.items() if k not in (PROMPT_LENGTH, SUBSPACES)}
+    if lengths is not None:
+        outer = replace(outer, prompt_length=torch.as_tensor(lengths))
+    if subspaces is not None:
+        outer = replace(outer, subspaces=subspaces)
+    if watched.is_lm and (labels := given.get("labels")) is not None:
+        outer = replace(outer, labels=labels)
+    if _scores_columns(given.get("logits_to_keep")):
+        outer = replace(outer, scored_columns=True)
+    frame = None if watched.role == "root" else open_frame(watched.role, outer, given)
+    state.calls.append((module, outer, frame))
+    return args, kwargs
+
+
+def leave_model(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    """Forward hook of the same modules, called always: closes what `enter_model` opened, if it did open it."""
+    calls = module.__dict__[WATCHED].state.calls
+    if calls and calls[-1][0] is module:
+        calls.pop()
+
+
+def _scores_columns(logits_to_keep: Any) -> bool:
+    """Whether logits of several columns are asked for: the mark of scoring, which a prefill does not have."""
+    if isinstance(logits_to_keep, Tensor):
+        return logits_to_keep.numel() > 1
+    return bool(logits_to_keep) and logits_to_keep > 1
+
+
+def open_frame(role: Role, outer: Outer, given: Mapping[str, Any]) -> Frame | None:
+    """The frame of one call of a stack, from the arguments of its forward and from what is known above it."""
+    tokens = given.get("input_ids")
+    tokens = tokens if tokens is not None else given.get("inputs_embeds")
+    if tokens is None or tokens.ndim < 2:
+        return None
+    batch, width = tokens.shape[:2]
+    past = cached_length(given.get("past_key_values")) if role != "encoder" else 0
+    frame = Frame(batch, width, past)
+    if role == "encoder":
+        frame.segments = _segments_of_arguments(given, batch, width, 0, tokens.device)
+    elif role == "decoder":
+        frame.segments = segments_of_full_rows(batch, outer.decoder_columns, tokens.device)
+        frame.segments = frame.segments._replace(stop=frame.segments.end + (width + past))
+        frame.no_prompt = isinstance(past, int) and past >= outer.decoder_columns
+    elif outer.prompts is not None:
+        # the response of a generation has no end yet
+        prompts = outer.prompts.repeated(batch)
+        frame.segments = prompts._replace(stop=prompts.end.clamp(min=outer.prompt_columns) + width + past)
+        frame.no_prompt = isinstance(past, int) and past >= outer.prompt_columns
+    else:
+        _fill_causal(frame, outer, given, tokens.device)
+    return frame
+
+
+def _fill_causal(frame: Frame, outer: Outer, given: Mapping[str, Any], device: torch.device) -> None:
+    """Prompts of a call that `generate` did not announce: given lengths, else labels, else all that is there."""
+    if isinstance(frame.past, Tensor) and not torch.compiler.is_compiling():
+        frame.past = int(frame.past)
+    past, width = frame.past, frame.width
+    segments = _segments_of_arguments(given, frame.batch, width, past, device)
+    labels = outer.labels
+    if outer.prompt_length is not None:
+        frame.segments = segments.with_lengths(outer.prompt_length)
+    elif labels is not None and labels.shape == (frame.batch, width):
+        frame.segments = segments.with_labels(labels, past)
+        if _some_prompt_is_empty(frame.segments):
+            frame.unknown = (
+                "labels without a prompt: in some row the first token has a label, so nothing of it is prompt. "
+                f"Set the labels of the prompt to -100, pass {PROMPT_LENGTH}=, or use positions 'all'"
+            )
+    elif isinstance(past, int) and past == 0:
+        frame.segments = segments
+        if outer.scored_columns:
+            frame.unknown = (
+                "logits of several columns are asked for without labels, so this scores a text whose prompt is "
+                f"not known. Pass {PROMPT_LENGTH}= (tokens of each row's prompt) or labels with -100 on the prompt"
+            )
+    elif width == 1:
+        # a decode step of the user's own loop: nothing in it is prompt, and all of it is response
+        frame.segments = segments._replace(end=segments.stop - 1)
+        frame.no_prompt = True
+    else:
+        frame.unknown = (
+            f"{width} tokens follow a cache, and which of them are prompt is not known outside of generate(). "
+            f"Pass {PROMPT_LENGTH}= (tokens of each row's whole prompt)"
+        )
+
+
+def _some_prompt_is_empty(segments: Segments) -> bool:
+    """Whether a segment that has tokens has no prompt.  Compiled code does not look: it would break the graph."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(((segments.end <= segments.start) & (segments.stop > segments.start)).any())
+
+
+def _segments_of_arguments(
+    given: Mapping[str, Any], batch: int, width: int, past: int | Tensor, device: torch.device
+) -> Segments:
+    """Where the tokens of each row lie: the mask says, else restarting position ids, else no row is padded."""
+    mask = given.get("attention_mask")
+    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch:
+        return segments_from_mask(mask.to(device))
+    position_ids = given.get("position_ids")
+    if isinstance(position_ids, Tensor) and isinstance(past, int) and past == 0 and mask is None:
+        packed = segments_from_position_ids(position_ids.to(device), batch)
+        if packed is not None:
+            return packed
+    return segments_of_full_rows(batch, past + width, device)

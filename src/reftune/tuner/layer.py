@@ -1,0 +1,309 @@
+"""`ReftLayer`: the interventions of all adapters at one site, and the hooks by which they edit it.
+
+It is a child of the module that it edits.  The hook functions are module-level, so that a model can be copied and
+pickled; they keep nothing.
+
+Must not know: how sites are found, how a call's prompts are found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from ..config import ReftGroup
+from ..errors import PositionError
+from ..interventions import INTERVENTIONS, Intervention
+from ..peft_type import PREFIX
+from ..positions import PositionSpec, segments_of_full_rows, unit_slices
+from .context import CallState, Frame
+
+__all__ = ["BASE", "ReftLayer", "edit_input", "edit_output"]
+
+BASE = "__base__"
+MERGE_REFUSED = (
+    "ReFT edits hidden states at some positions of the prompt, which no change of weights can do, so an adapter cannot "
+    "be merged; use unload() to get the base model back"
+)
+
+
+class Unit(NamedTuple):
+    """One Φ of an adapter at this site: where it lies and which slots of the group's positions it edits."""
+
+    bank: str
+    group: ReftGroup
+    part: slice
+
+
+class ReftLayer(nn.Module, BaseTunerLayer):
+    """Interventions of every adapter at one site.
+
+    Parameters live in `intervention_<i>.<adapter>`, i counting the Φ that an adapter has here: one if its positions
+    are tied, one for prefix and suffix or one a position if they are not, in the order of the config's groups.
+    """
+
+    adapter_layer_names: tuple[str, ...] = ()
+    other_param_names: tuple[str, ...] = ("groups",)
+
+    def __init__(self, width: int, state: CallState, *, layer: int, host: nn.Module, has_tokens: bool) -> None:
+        super().__init__()
+        self.width = width
+        self.layer = layer
+        self.state = state
+        self.has_tokens = has_tokens
+        self.groups: dict[str, list[ReftGroup]] = {}
+        self.host_device, self.host_dtype = _device_and_dtype(host)
+        self.merged_adapters: list[str] = []
+        self._disable_adapters = False
+        self._active_adapter: str | list[str] = []
+
+    # --- adapters -------------------------------------------------------------------------------------------------
+
+    def update_layer(self, adapter_name: str, groups: Sequence[ReftGroup], host: nn.Module) -> None:
+        """Add the adapter: one Φ for each unit of each group."""
+        self.host_device, self.host_dtype = _device_and_dtype(host)
+        self.groups[adapter_name] = list(groups)
+        for unit in self.units(adapter_name):
+            if unit.bank not in self._modules:
+                self.add_module(unit.bank, nn.ModuleDict())
+                self.adapter_layer_names = (*self.adapter_layer_names, unit.bank)
+            kind = INTERVENTIONS[unit.group.intervention]
+            phi = kind(self.width, unit.group.options)
+            if self.host_device.type != "meta" and not any(p.is_meta for p in phi.parameters()):
+                phi.to(self.host_device)
+            self.bank(unit)[adapter_name] = phi
+
+    def units(self, adapter_name: str) -> list[Unit]:
+        """All Φ of the adapter at this site, empty if it has none here."""
+        parts = [
+            (group, part) for group in self.groups.get(adapter_name, []) for part in unit_slices(group.spec, group.tie)
+        ]
+        return [Unit(f"{PREFIX}{i}", group, part) for i, (group, part) in enumerate(parts)]
+
+    def bank(self, unit: Unit) -> nn.ModuleDict:
+        """All adapters' Φ of the same number."""
+        found = self._modules[unit.bank]
+        assert isinstance(found, nn.ModuleDict)
+        return found
+
+    def phi(self, adapter_name: str, unit: Unit) -> Intervention:
+        """The module of a unit."""
+        found = self.bank(unit)[adapter_name]
+        assert isinstance(found, Intervention)
+        return found
+
+    def cast_adapter(self, adapter_name: str, dtype: torch.dtype | None = None) -> None:
+        """Store a fresh adapter in `dtype`, by default the host's, and initialise it in that dtype."""
+        for unit in self.units(adapter_name):
+            phi = self.phi(adapter_name, unit)
+            phi.to(dtype or self.host_dtype)
+            phi.reset_parameters()
+
+    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
+        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
+        self.check_disjoint(names)
+        super().set_adapter(names, inference_mode)
+
+    def check_disjoint(self, adapter_names: Sequence[str]) -> None:
+        """Raise `ValueError` if two of the adapters edit the same rows of the rank at the same positions here."""
+        for one, two in combinations(dict.fromkeys(adapter_names), 2):
+            for a in self.groups.get(one, []):
+                for b in self.groups.get(two, []):
+                    if groups_overlap(a, b):
+                        raise ValueError(
+                            f"the adapters {one!r} and {two!r} both edit layer {self.layer} at overlapping positions "
+                            f"({a.positions!r}, {b.positions!r}), so they cannot be active together; use positions "
+                            "that are disjoint, or disjoint active_subspaces of the same subspaces"
+                        )
+
+    # --- what PEFT asks of a tuner layer ---------------------------------------------------------------------------
+
+    def get_base_layer(self) -> nn.Module:
+        return self
+
+    @property
+    def weight(self) -> Tensor:
+        return next(self.parameters())
+
+    @property
+    def bias(self) -> Tensor:
+        raise AttributeError("a ReftLayer has no bias")
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def unmerge(self) -> None:
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
+        target = device or self.host_device
+        if target.type == "meta":
+            return
+        for unit in self.units(adapter_name):
+            self.phi(adapter_name, unit).to(target)
+
+    # --- the edit -------------------------------------------------------------------------------------------------
+
+    def edit(self, h: Tensor) -> Tensor:
+        """h [B, T, d] → h with the edits of the active adapters added; h itself if there is nothing to do."""
+        if self._disable_adapters:
+            return h
+        frame = self._frame(h)
+        flat = h.ndim == 2 and frame is not None and h.shape[0] == frame.batch * frame.width
+        if h.ndim == 2:
+            # modules that see [B·T, d], or vectors without tokens, each a sequence of one
+            h_BTD = h.view(frame.batch, frame.width, -1) if flat and frame is not None else h[:, None]
+            return self._edit_rows(h_BTD, frame).view(h.shape)
+        return self._edit_rows(h, frame)
+
+    def _frame(self, h: Tensor) -> Frame | None:
+        frame = self.state.frame
+        if frame is None and not self.has_tokens:
+            # not a language model: the rows of h are the prompts
+            width = h.shape[1] if h.ndim == 3 else 1
+            return Frame(h.shape[0], width, segments=segments_of_full_rows(h.shape[0], width, h.device))
+        return frame
+
+    def _edit_rows(self, h: Tensor, frame: Frame | None) -> Tensor:
+        names = self.state.outer.adapter_names
+        if names is None:
+            return self._edit_with(h, frame, [a for a in self.active_adapters if a in self.groups], None)
+        if h.shape[0] % len(names):
+            raise ValueError(f"adapter_names has {len(names)} entries for a batch of {h.shape[0]} rows")
+        times = h.shape[0] // len(names)
+        per_row = [name for name in names for _ in range(times)]
+        for adapter in sorted(set(names) - {BASE}):
+            if adapter in self.groups:
+                rows = [i for i, name in enumerate(per_row) if name == adapter]
+                h = self._edit_with(h, frame, [adapter], torch.tensor(rows, device=h.device))
+        return h
+
+    def _edit_with(self, h: Tensor, frame: Frame | None, adapters: list[str], rows: Tensor | None) -> Tensor:
+        """Edits of `adapters` together, on the given rows of the batch or on all."""
+        units = [(adapter, unit) for adapter in adapters for unit in self.units(adapter)]
+        spans = [u for u in units if u[1].group.spec.scope == "span"]
+        edited = self._apply_spans(h, frame, spans, rows) if spans else h
+        for adapter, unit in units:
+            if unit.group.spec.scope != "span":
+                edited = self._apply_scope(h, edited, frame, adapter, unit, rows)
+        return edited
+
+    def _apply_spans(
+        self, h: Tensor, frame: Frame | None, units: list[tuple[str, Unit]], rows: Tensor | None
+    ) -> Tensor:
+        # Prefixes and suffixes of one site are cut together on short prompts, whichever adapter or group has them.
+        specs = [unit.group.spec for _, unit in units]
+        joint = PositionSpec("span", max(s.first for s in specs), max(s.last for s in specs))
+        slots = _required(frame, joint).slots(joint, h.device)
+        if slots is None or joint.count == 0:
+            return h
+        if rows is not None:
+            keep = torch.isin(slots.rows[:, 0], rows).nonzero()[:, 0]
+            slots = type(slots)(*(t[keep] for t in slots))
+        deltas, places = [], []
+        for adapter, unit in units:
+            chosen = _joint_slots(unit, joint, h.device)
+            rows_NP, columns_NP = slots.rows[:, chosen], slots.columns[:, chosen]
+            mask = self._rank_mask(unit.group, rows_NP, h.shape[0])
+            delta_NPD = self.phi(adapter, unit)(h[rows_NP, columns_NP], mask)
+            deltas.append(torch.where(slots.valid[:, chosen, None], delta_NPD, 0).to(h.dtype))
+            places.append((rows_NP, columns_NP))
+        at = (torch.cat([place[0] for place in places], 1), torch.cat([place[1] for place in places], 1))
+        return h.index_put(at, torch.cat(deltas, 1), accumulate=True)
+
+    def _apply_scope(
+        self, h: Tensor, edited: Tensor, frame: Frame | None, adapter: str, unit: Unit, rows: Tensor | None
+    ) -> Tensor:
+        keep = None
+        if unit.group.spec.scope != "all":
+            keep = _required(frame, unit.group.spec).mask(unit.group.spec, h.device)
+            if keep is None:
+                return edited
+        every_row = torch.arange(h.shape[0], device=h.device)
+        mask = self._rank_mask(unit.group, every_row[:, None], h.shape[0])
+        delta = self.phi(adapter, unit)(h, mask)
+        if rows is not None:
+            of_rows = torch.isin(every_row, rows)[:, None]
+            keep = of_rows if keep is None else keep & of_rows
+        if keep is not None:
+            delta = torch.where(keep[..., None], delta, 0)
+        return edited + delta.to(h.dtype)
+
+    def _rank_mask(self, group: ReftGroup, rows: Tensor, batch: int) -> Tensor | None:
+        """[N, P, r] of 0 and 1, or None where every row of the rank is on; rows [N, P] are batch rows."""
+        parts = group.subspaces
+        if parts is None:
+            return None
+        choice = self.state.outer.subspaces
+        default = list(range(len(parts))) if group.active_subspaces is None else group.active_subspaces
+        if choice is None and group.active_subspaces is None:
+            return None
+        table = torch.zeros(batch, group.r)
+        wanted = [default] if choice is None else [list(c) for c in choice]
+        if batch % len(wanted):
+            raise ValueError(f"subspaces has {len(wanted)} entries for a batch of {batch} rows")
+        times = batch // len(wanted)
+        for i, chosen in enumerate(wanted):
+            if not set(chosen) <= set(range(len(parts))):
+                raise ValueError(f"subspaces[{i}]={chosen!r} is not valid; choose among 0..{len(parts) - 1}")
+            on = [row for part in set(chosen) & set(default) for row in parts[part]]
+            for row in range(i * times, (i + 1) * times):
+                table[row, on] = 1
+        return table.to(rows.device)[rows]
+
+
+def groups_overlap(a: ReftGroup, b: ReftGroup) -> bool:
+    """Whether two groups at one site edit a token in common by rows of the rank in common."""
+    if not a.spec.overlaps(b.spec):
+        return False
+    shared_rank = a.subspaces is not None and a.subspaces == b.subspaces and a.r == b.r
+    return not (shared_rank and not (a.active_rows & b.active_rows))
+
+
+def _joint_slots(unit: Unit, joint: PositionSpec, device: torch.device) -> Tensor:
+    """Indices into the slots of `joint` of those that the unit edits."""
+    spec = unit.group.spec
+    prefix = list(range(spec.first))
+    suffix = list(range(joint.first + joint.last - spec.last, joint.first + joint.last))
+    return torch.tensor((prefix + suffix)[unit.part], device=device)
+
+
+def _required(frame: Frame | None, spec: PositionSpec) -> Frame:
+    if frame is None:
+        raise PositionError(
+            f"positions {str(spec)!r}: a block was called outside of its model, so its tokens are not known; call the "
+            "model, or use positions 'all'"
+        )
+    return frame
+
+
+def _device_and_dtype(host: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Of the first floating-point parameter of the host that is not an intervention's."""
+    for name, parameter in host.named_parameters():
+        if PREFIX not in name and parameter.is_floating_point():
+            return parameter.device, parameter.dtype
+    first = next(host.parameters(), None)
+    return (torch.device("cpu") if first is None else first.device), torch.float32
+
+
+def edit_output(name: str, module: nn.Module, args: Any, output: Any) -> Any:
+    """Forward hook: edits what a block, attention or MLP returns, or the first element of a tuple."""
+    layer = module._modules[name]
+    assert isinstance(layer, ReftLayer)
+    if isinstance(output, tuple):
+        return (layer.edit(output[0]), *output[1:])
+    return layer.edit(output)
+
+
+def edit_input(name: str, part: slice, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Forward pre-hook: edits a slice of the last axis of the first argument, the output of one attention head."""
+    layer = module._modules[name]
+    assert isinstance(layer, ReftLayer)
+    h = args[0]
+    edited = layer.edit(h[..., part])
+    return (torch.cat([h[..., : part.start], edited, h[..., part.stop :]], -1), *args[1:])

@@ -1,0 +1,228 @@
+"""`ReftModel`: ReFT as a PEFT tuner.  It puts `ReftLayer`s and hooks into a model; PEFT does the rest.
+
+Must not know: training.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.utils import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..config import ReftConfig, ReftGroup
+from ..peft_type import PREFIX
+from .calls import checkpoint_as_before, checkpoint_with_frame, install_generate, uninstall_generate
+from .context import WATCHED, CallState, Role, unwatch, watch
+from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
+from .sites import Site, find_root, find_sites, find_stacks, layer_number, module_width
+
+__all__ = ["ReftModel"]
+
+HOOK = "_reft_hook"
+
+
+class ReftModel(BaseTuner):
+    """Injects ReFT interventions into a model.  Made by `peft.get_peft_model`; see `ReftConfig`."""
+
+    prefix = PREFIX
+    tuner_layer_cls = ReftLayer
+    target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 — as PEFT declares it
+
+    # --- injection ------------------------------------------------------------------------------------------------
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        # The configuration says all of where the interventions are; PEFT's other way, reading it off the keys of a
+        # state dict, would take the ReftLayer for the module that it edits.
+        kwargs["state_dict"] = None
+        try:
+            super().inject_adapter(model, adapter_name, *args, **kwargs)
+        except Exception:
+            self._remove_empty_layers(model)
+            raise
+
+    def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict) -> ReftConfig:  # type: ignore[override]
+        sites = self._sites(peft_config)
+        if sites is not None:
+            self._check_sites(sites)
+            # a regex, since PEFT condenses long lists of names; for readers, as the layers decide
+            paths = dict.fromkeys(site.path for site, _ in sites)
+            peft_config.target_modules = "|".join(re.escape(path) for path in paths)
+        return peft_config
+
+    def _sites(self, config: ReftConfig) -> list[tuple[Site, ReftGroup]] | None:
+        """All (site, group) pairs of the config, None if it names modules instead of layers."""
+        groups = config.resolved_groups()
+        if config.target_modules is not None and all(group.layers is None for group in groups):
+            return None
+        if config.layers is None and config.groups is None:
+            config.layers = "all"
+        stacks = find_stacks(self.model)
+        if not stacks and config.layers == "all" and config.target_modules is not None:
+            return None
+        return [(site, group) for group in groups for site in find_sites(self.model, stacks, group)]
+
+    def _check_sites(self, sites: list[tuple[Site, ReftGroup]]) -> None:
+        """Def. 3.2: two interventions of one adapter at one site must have disjoint positions."""
+        for i, (site, group) in enumerate(sites):
+            for other_site, other in sites[:i]:
+                if site == other_site and groups_overlap(group, other):
+                    raise ValueError(
+                        f"groups: two interventions edit {group.component} of layer {site.layer} at overlapping "
+                        f"positions ({other.positions!r} and {group.positions!r}); give them disjoint positions"
+                    )
+
+    @staticmethod
+    def _check_target_module_exists(peft_config: ReftConfig, key: str) -> Any:  # type: ignore[override]
+        return check_target_module_exists(peft_config, key)
+
+    def _check_target_module_compatiblity(self, peft_config: Any, model: nn.Module, target_name: str) -> None:
+        """PEFT refuses some targets of Mamba for methods that replace modules, which this one does not."""
+
+    def _create_and_replace(  # type: ignore[override]
+        self,
+        peft_config: ReftConfig,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        del target_name, parent, parameter_name
+        state = self._watch_model()
+        sites = self._sites(peft_config)
+        here: dict[Site, list[ReftGroup]] = {}
+        if sites is None:
+            width = module_width(self.model, current_key, find_stacks(self.model))
+            here[Site(current_key, layer_number(current_key), width)] = peft_config.resolved_groups()
+        else:
+            for site, group in sites:
+                if site.path == current_key:
+                    here.setdefault(site, []).append(group)
+        for site, groups in here.items():
+            layer = self._layer_at(site, target, state)
+            layer.update_layer(adapter_name, groups, target)
+
+    def _layer_at(self, site: Site, host: nn.Module, state: CallState) -> ReftLayer:
+        existing = host._modules.get(site.child)
+        if isinstance(existing, ReftLayer):
+            return existing
+        has_tokens = isinstance(find_root(self.model), PreTrainedModel)
+        layer = ReftLayer(site.width, state, layer=site.layer, host=host, has_tokens=has_tokens)
+        host.add_module(site.child, layer)
+        if site.part is None:
+            # before recorders of hidden states, which must see the edit
+            handle = host.register_forward_hook(partial(edit_output, site.child), prepend=True)
+        else:
+            handle = host.register_forward_pre_hook(partial(edit_input, site.child, site.part))
+        setattr(layer, HOOK, handle)
+        return layer
+
+    def _watch_model(self) -> CallState:
+        """The call state of the model; the first time, hooks that keep it up to date are put in place."""
+        root = find_root(self.model)
+        if WATCHED in root.__dict__:
+            return root.__dict__[WATCHED].state
+        state = CallState()
+        stacks = find_stacks(self.model)
+        is_lm = isinstance(root, PreTrainedModel) and root.can_generate()
+        roles: dict[nn.Module, Role] = {root: "root"}
+        roles |= {self.model.get_submodule(stack.path): stack.role for stack in stacks}
+        for module, role in roles.items():
+            watch(module, state, role=role, is_root=module is root, is_lm=is_lm)
+        for stack in stacks:
+            checkpoint_with_frame([self.model.get_submodule(path) for path in stack.blocks], state)
+        install_generate(root, state)
+        return state
+
+    # --- what PEFT calls ------------------------------------------------------------------------------------------
+
+    def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        for layer in self._layers():
+            layer.check_disjoint(names)
+        super().set_adapter(adapter_name, inference_mode)
+
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # Interventions are made in float32, which PEFT's default asks for.  Without it they take the dtype of what
+        # they edit, as the parameters of other methods do.
+        if autocast_adapter_dtype:
+            return
+        for layer in self._layers():
+            layer.cast_adapter(adapter_name)
+
+    @contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names = kwargs.get("adapter_names")
+        if names is None:
+            yield
+            return
+        if self.training:
+            raise ValueError("Cannot pass `adapter_names` when the model is in training mode.")
+        self._check_adapter_names(names, *args, **kwargs)
+        with ExitStack() as stack:
+            for module in self.modules():
+                if isinstance(module, AuxiliaryTrainingWrapper):
+                    handle = module.register_forward_pre_hook(partial(_pass_adapter_names, names), with_kwargs=True)
+                    stack.callback(handle.remove)
+            stack.enter_context(self._watch_model().announcing(adapter_names=tuple(names)))
+            yield
+
+    def _check_adapter_names(self, names: list[str], *args: Any, **kwargs: Any) -> None:
+        unknown = set(names) - {BASE} - set(self.peft_config)
+        if unknown:
+            raise ValueError(
+                f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}; "
+                f"valid are {', '.join([*self.peft_config, BASE])}"
+            )
+        candidates = [kwargs.get(key) for key in ("input_ids", "inputs", "inputs_embeds")] + list(args[:1])
+        tokens = next((x for x in candidates if isinstance(x, torch.Tensor)), None)
+        if tokens is not None and len(tokens) != len(names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {len(tokens)} respectively."
+            )
+
+    def _check_merge_allowed(self) -> None:
+        raise NotImplementedError(MERGE_REFUSED)
+
+    def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
+        if merge:
+            self._check_merge_allowed()
+        for module in list(self.model.modules()):
+            for name, child in list(module._modules.items()):
+                if isinstance(child, ReftLayer):
+                    child.__dict__[HOOK].remove()
+                    delattr(module, name)
+        uninstall_generate(find_root(self.model))
+        for module in self.model.modules():
+            unwatch(module)
+            checkpoint_as_before(module)
+        return super()._unload_and_optionally_merge(False)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # only modules_to_save are replaced: PEFT's own version looks for a weight that a whole head does not have
+        setattr(parent, child_name, new_module)
+
+    def _remove_empty_layers(self, model: nn.Module) -> None:
+        """After an injection that failed: leave no layer behind that has no adapter."""
+        for module in list(model.modules()):
+            for name, child in list(module._modules.items()):
+                if isinstance(child, ReftLayer) and not child.groups:
+                    child.__dict__[HOOK].remove()
+                    delattr(module, name)
+
+    def _layers(self) -> list[ReftLayer]:
+        return [module for module in self.model.modules() if isinstance(module, ReftLayer)]
+
+
+def _pass_adapter_names(names: list[str], module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    return args, {**kwargs, "adapter_names": names}

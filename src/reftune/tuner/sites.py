@@ -1,0 +1,216 @@
+"""Where a model can be edited: its stacks of blocks and, within a block, the module that holds a component.
+
+Must not know: adapters, interventions, positions.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..config import ReftGroup, resolve_layers
+from .context import Role
+
+__all__ = ["Site", "Stack", "find_root", "find_sites", "find_stacks", "module_width"]
+
+# Names, relative to a block, of the module whose output is the component before the residual is added.  Bloom's
+# attention and MLP add the residual themselves, so there it is their last projection.
+ATTENTION = ("self_attention.dense", "self_attn", "attn", "attention.output.dense", "attention", "self_attention")
+ATTENTION += ("layer.0.SelfAttention", "temporal_block")
+MLP = ("mlp.dense_4h_to_h", "mlp", "block_sparse_moe", "feed_forward", "ffn", "fc2", "output.dense")
+MLP += ("layer.2.DenseReluDense", "layer.1.DenseReluDense", "output")
+OUTPUT_PROJECTION = (
+    "self_attn.o_proj",
+    "self_attn.out_proj",
+    "self_attn.dense",
+    "attn.c_proj",
+    "attn.out_proj",
+    "attention.dense",
+    "attention.output.dense",
+    "self_attention.dense",
+    "layer.0.SelfAttention.o",
+)
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of blocks that pass one residual stream on."""
+
+    path: str
+    """Of the module whose forward gets the tokens: the innermost `PreTrainedModel` around the blocks."""
+    role: Role
+    blocks: tuple[str, ...]
+    """Paths of the blocks, in order."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place to edit: the output of a module, or a slice of its input."""
+
+    path: str
+    layer: int
+    width: int
+    part: slice | None = None
+    """For an attention head, its slice of the input of the output projection."""
+
+    @property
+    def child(self) -> str:
+        """Name of the `ReftLayer` below the module.  It must not contain the prefix of the parameters."""
+        return "hidden_edit" if self.part is None else f"head_edit_{self.part.start // self.width}"
+
+
+def find_root(model: nn.Module) -> nn.Module:
+    """The outermost transformers model, which may lie within PEFT's wrappers; else `model` itself."""
+    return next((module for module in model.modules() if isinstance(module, PreTrainedModel)), model)
+
+
+def find_stacks(model: nn.Module) -> list[Stack]:
+    """Stacks of the text model, encoder before decoder; empty if the model is not one of transformers'.
+
+    Blocks are what transformers checkpoints one by one; without such, the longest list of modules of one class.
+    """
+    root = find_root(model)
+    if not isinstance(root, PreTrainedModel):
+        return []
+    models = {name: module for name, module in model.named_modules() if isinstance(module, PreTrainedModel)}
+    lists = {
+        name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module)
+    }
+    found = {name: blocks for name, blocks in lists.items() if all(_is_block(b) for b in blocks)}
+    if not found:
+        found = {
+            name: blocks for name, blocks in lists.items() if len({type(b) for b in blocks}) == 1 and len(blocks) > 1
+        }
+    if not found:
+        return []
+
+    def owner(name: str) -> str:
+        return max((m for m in models if name == m or name.startswith(f"{m}." if m else "")), key=len)
+
+    if root.config.is_encoder_decoder:
+        return _encoder_and_decoder(root, models, found, owner)
+    text = root.config.get_text_config()
+    of_text = {name: b for name, b in found.items() if models[owner(name)].config.model_type == text.model_type}
+    candidates = of_text or found
+    name = max(candidates, key=lambda candidate: len(candidates[candidate]))
+    return [Stack(owner(name), "causal", tuple(f"{name}.{i}" for i in range(len(candidates[name]))))]
+
+
+def _is_block(module: nn.Module) -> bool:
+    return isinstance(getattr(module, "base_layer", module), GradientCheckpointingLayer)
+
+
+def _encoder_and_decoder(
+    root: PreTrainedModel,
+    models: dict[str, PreTrainedModel],
+    found: dict[str, nn.ModuleList],
+    owner: Callable[[str], str],
+) -> list[Stack]:
+    encoder = root.get_encoder()
+    stacks = []
+    for name, blocks in found.items():
+        is_encoder = models[owner(name)] is encoder
+        paths = tuple(f"{name}.{i}" for i in range(len(blocks)))
+        stacks.append(Stack(owner(name), "encoder" if is_encoder else "decoder", paths))
+    return sorted(stacks, key=lambda stack: stack.role != "encoder")
+
+
+def find_sites(model: nn.Module, stacks: list[Stack], group: ReftGroup) -> list[Site]:
+    """The places that a group edits.  Layers of an encoder-decoder are counted through: encoder first.
+
+    Raises:
+        ValueError: the layers, the component or the head do not exist in this model.
+    """
+    blocks = [path for stack in stacks for path in stack.blocks]
+    if not blocks:
+        raise ValueError(
+            "the blocks of this model could not be found; name modules by target_modules instead of layers"
+        )
+    sites = []
+    for layer in resolve_layers(group.layers if group.layers is not None else "all", len(blocks)):
+        path = blocks[layer]
+        if group.head is not None:
+            sites.append(_head_site(model, path, layer, group.head))
+        else:
+            path = _component_path(model, path, group.component)
+            sites.append(Site(path, layer, stream_width(model)))
+    return sites
+
+
+def _component_path(model: nn.Module, block: str, component: str) -> str:
+    if component == "block_output":
+        return block
+    names = ATTENTION if component == "attention_output" else MLP
+    return f"{block}.{_first_child(model, block, component, names)}"
+
+
+def _first_child(model: nn.Module, block: str, what: str, names: tuple[str, ...]) -> str:
+    known = {name for name, _ in model.get_submodule(block).named_modules()}
+    for name in names:
+        if name in known:
+            return name
+    children = ", ".join(name for name, _ in model.get_submodule(block).named_children())
+    raise ValueError(f"component={what!r} was not found in {block}, which has {children}; name it by target_modules")
+
+
+def _head_site(model: nn.Module, block: str, layer: int, head: int) -> Site:
+    name = _first_child(model, block, f"attention_head[{head}]", OUTPUT_PROJECTION)
+    path = f"{block}.{name}"
+    config = text_config(model)
+    heads = config.num_attention_heads
+    if head >= heads:
+        raise ValueError(f"component='attention_head[{head}]' does not exist; this model has heads 0..{heads - 1}")
+    width = _input_width(model.get_submodule(path)) // heads
+    return Site(path, layer, width, slice(head * width, (head + 1) * width))
+
+
+def text_config(model: nn.Module) -> Any:
+    """Configuration of the text part of a transformers model."""
+    root: Any = find_root(model)
+    return root.config.get_text_config()
+
+
+def stream_width(model: nn.Module) -> int:
+    """Width d of the residual stream."""
+    return text_config(model).hidden_size
+
+
+def _input_width(module: nn.Module) -> int:
+    layer: Any = getattr(module, "base_layer", module)
+    if hasattr(layer, "in_features"):
+        return int(layer.in_features)
+    return int(layer.weight.shape[0])  # transformers' Conv1D keeps its weight [in, out]
+
+
+def module_width(model: nn.Module, path: str, stacks: list[Stack]) -> int:
+    """Width of the last axis of what any named module returns.
+
+    Raises:
+        ValueError: it cannot be told from the module.
+    """
+    module = model.get_submodule(path)
+    module = getattr(module, "base_layer", module)
+    for attribute in ("out_features", "nf", "embedding_dim"):
+        if isinstance(getattr(module, attribute, None), int):
+            return getattr(module, attribute)
+    shape = getattr(module, "normalized_shape", None)
+    if shape is not None:
+        return int(shape[-1])
+    if stacks:
+        return stream_width(model)
+    raise ValueError(
+        f"the width of the output of {path!r} ({type(module).__name__}) cannot be told; valid targets are blocks of "
+        "transformers models, linear layers, embeddings and layer norms"
+    )
+
+
+def layer_number(path: str) -> int:
+    """Index of the block that a path lies in, −1 if it has none; for messages."""
+    numbers = re.findall(r"\.(\d+)(?:\.|$)", f".{path}")
+    return int(numbers[0]) if numbers else -1

@@ -1,0 +1,83 @@
+"""What a record may look like, and what is said of one that may not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from reftune.data.kinds import COMPLETION, INSTRUCTION, MESSAGES, Kind, check_record
+from reftune.errors import DataError
+
+USER = {"role": "user", "content": "hello"}
+ANSWER = {"role": "assistant", "content": "yes"}
+
+
+@pytest.mark.parametrize(
+    ("record", "kind"),
+    [
+        ({"prompt": "a", "completion": "b"}, COMPLETION),
+        ({"prompt": [USER], "completion": [ANSWER]}, COMPLETION),
+        ({"messages": [USER, ANSWER]}, MESSAGES),
+        ({"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}]}, MESSAGES),
+        ({"instruction": "a", "output": "b"}, INSTRUCTION),
+        ({"instruction": "a", "input": None, "output": "b", "answer": 3}, INSTRUCTION),
+        # UltraChat has both; only one is complete.
+        ({"prompt": "a", "messages": [USER, ANSWER]}, MESSAGES),
+        # A table of mixed rows fills up with None.
+        ({"prompt": None, "completion": None, "instruction": "a", "output": "b"}, INSTRUCTION),
+    ],
+)
+def test_kind_is_found(record: dict[str, Any], kind: Kind) -> None:
+    assert check_record(record) is kind
+
+
+@pytest.mark.parametrize(
+    ("record", "needle"),
+    [
+        ({"input": "a", "output": "b"}, "columns found: input, output;"),
+        ({"prompt": "a"}, "'completion' is missing"),
+        ({"prompt": "a", "completion": None}, "'completion' is missing or null"),
+        ({"prompt": "a", "completion": " \n"}, "'completion' is empty"),
+        ({"prompt": "a", "completion": 5}, "'completion' must be a string, not int 5"),
+        ({"prompt": "", "completion": "b"}, "'prompt' is empty"),
+        ({"prompt": None, "completion": "b"}, "'prompt' is missing or null"),
+        ({"prompt": 5, "completion": "b"}, "'prompt' must be a string"),
+        ({"prompt": "a \ud83d", "completion": "b"}, "half a surrogate pair at character 2"),
+        ({"prompt": [USER], "completion": "b"}, "'completion' must be a list of messages"),
+        ({"prompt": "a", "completion": [ANSWER]}, "'completion' must be a string"),
+        ({"prompt": [USER, ANSWER], "completion": [ANSWER]}, "must not end with an assistant turn"),
+        ({"prompt": [USER], "completion": [USER, ANSWER]}, "must come from the role 'assistant', not 'user'"),
+        ({"instruction": "a"}, "'output' is missing"),
+        ({"instruction": " ", "output": "b"}, "'instruction' is empty"),
+        ({"instruction": "a", "input": 1, "output": "b"}, "'input' must be a string or absent, not int 1"),
+        ({"messages": []}, "'messages' is empty"),
+        ({"messages": "hello"}, "'messages' must be a list"),
+        ({"messages": [ANSWER]}, "the prompt is empty"),
+        ({"messages": [USER]}, "must come from the role 'assistant', not 'user'"),
+        ({"messages": [USER, {"role": "assistant", "content": " "}]}, "response in 'messages' is empty"),
+        ({"messages": ["hello", ANSWER]}, "message 1 of 'messages' must be an object"),
+        ({"messages": [{"content": "x"}, ANSWER]}, "message 1 of 'messages' needs a 'role' string, not null"),
+        ({"messages": [USER, {"role": "assistant"}]}, "message 2 of 'messages' needs a 'content' string"),
+        ({}, "columns found: none"),
+        (["a"], "must be an object of columns, not list"),
+    ],
+)
+def test_unusable_record(record: Any, needle: str) -> None:
+    with pytest.raises(DataError) as error:
+        check_record(record)
+    assert needle in str(error.value)
+
+
+def test_unknown_kind_names_the_valid_sets() -> None:
+    with pytest.raises(DataError, match=r"prompt \+ completion; messages; instruction \+ output \+ \[input\]"):
+        check_record({"text": "a"})
+
+
+@pytest.mark.parametrize(
+    "record", [{"prompt": "a"}, {"prompt": [USER]}, {"messages": [USER]}, {"instruction": "a", "output": ""}]
+)
+def test_generation_needs_no_response(record: dict[str, Any]) -> None:
+    check_record(record, need_response=False)
+    with pytest.raises(DataError):
+        check_record(record)

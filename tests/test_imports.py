@@ -1,0 +1,31 @@
+"""What `import reftune` costs: users who import it only to register the method should not notice it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+_PROGRAM = """
+import time
+import peft
+start = time.perf_counter()
+import reftune
+print(time.perf_counter() - start)
+"""
+
+
+def _seconds_on_top_of_peft() -> float:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", _PROGRAM], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout.split()[-1])
+
+
+def test_import_adds_little_to_peft() -> None:
+    # The best of three: a shared machine makes single measurements too long, never too short.
+    seconds: list[float] = []
+    for _ in range(3):
+        seconds.append(_seconds_on_top_of_peft())
+        if min(seconds) < 0.3:
+            break
+    assert min(seconds) < 0.3, f"import reftune took {min(seconds):.2f} s on top of peft"
