@@ -21,6 +21,7 @@ __all__ = ["ReftConfig", "ReftGroup", "resolve_layers"]
 TIES = ("all", "group", "none")
 INITS = ("identity", "paper", "random")
 VECTORS = ("learned", "given")
+ACT_FNS = ("linear", *ACTIVATIONS)
 COMPONENTS = ("block_output", "attention_output", "mlp_output", "attention_head[i]")
 LAYERS_HELP = "'all', an index such as 3 or -1, a fraction such as 0.5, a list of these, or a text such as '3;9;18'"
 
@@ -119,10 +120,10 @@ class ReftConfig(PeftConfig):
         default=None,
         metadata={"help": "Several interventions in one adapter; each overrides the fields above that it names."},
     )
-    target_modules: list[str] | str | None = field(
+    target_modules: list[str] | set[str] | str | None = field(
         default=None, metadata={"help": "Module names or a regex, in place of layers. Written when layers are chosen."}
     )
-    exclude_modules: list[str] | str | None = field(
+    exclude_modules: list[str] | set[str] | str | None = field(
         default=None, metadata={"help": "Module names or a regex not to edit."}
     )
     modules_to_save: list[str] | None = field(
@@ -132,15 +133,36 @@ class ReftConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = REFT
-        if isinstance(self.layers, tuple):
-            self.layers = list(self.layers)  # type: ignore[assignment]
-        if isinstance(self.target_modules, (set, tuple)):
-            self.target_modules = sorted(self.target_modules)
+        _choose("intervention", self.intervention, INTERVENTIONS)
+        if self.act_fn is not None:
+            _choose("act_fn", self.act_fn, ACT_FNS)
+        # as they are after they were saved and loaded
+        for name in GROUP_FIELDS:
+            setattr(self, name, _as_lists(getattr(self, name)))
         self._check_init_weights()
-        if self.init is None and self.intervention in INTERVENTIONS:
+        if self.init is None:
             self.init = _default_init(self.intervention, self.act_fn)
         self._check_groups()
+        self._check_names()
         self.resolved_groups()
+
+    def _check_names(self) -> None:
+        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+            value = getattr(self, name)
+            if value is None or isinstance(value, str):
+                continue
+            if not isinstance(value, (list, tuple, set)) or not all(isinstance(item, str) for item in value):
+                raise ValueError(f"{name}={value!r} is not valid; it is a list of names, or a regex as a text")
+            if name != "modules_to_save":
+                # as in PEFT's other configs
+                setattr(self, name, set(value))
+        chosen = [group["layers"] for group in [{"layers": self.layers}, *(self.groups or [])] if group.get("layers")]
+        # A text is what layers were written as when the adapter was made.
+        if chosen and isinstance(self.target_modules, set):
+            raise ValueError(
+                f"layers={chosen[0]!r} and target_modules={sorted(self.target_modules)!r} both say what is edited; "
+                "name blocks by layers, or modules by target_modules"
+            )
 
     def _check_init_weights(self) -> None:
         if not isinstance(self.init_weights, bool):
@@ -157,8 +179,8 @@ class ReftConfig(PeftConfig):
             raise ValueError(
                 f"groups={self.groups!r} is not a list of dicts such as {{'layers': [2], 'positions': 'f1'}}"
             )
-        self.groups = list(self.groups)
-        for group in self.groups:
+        groups = self.groups = [_as_lists(group) for group in self.groups]
+        for group in groups:
             unknown = sorted(set(group) - set(GROUP_FIELDS)) if isinstance(group, dict) else [group]
             if unknown:
                 raise ValueError(f"groups has unknown fields {unknown}; valid are {', '.join(GROUP_FIELDS)}")
@@ -175,6 +197,13 @@ class ReftConfig(PeftConfig):
         return merged
 
 
+def _as_lists(value: Any) -> Any:
+    """Tuples and ranges as lists, at any depth, since JSON has nothing else."""
+    if isinstance(value, dict):
+        return {key: _as_lists(item) for key, item in value.items()}
+    return [_as_lists(item) for item in value] if isinstance(value, (list, tuple, range)) else value
+
+
 def _default_init(intervention: str, act_fn: str | None) -> str:
     """A fresh adapter is the base model where Φ can be the identity; ConsReFT, for one, cannot."""
     return "identity" if INTERVENTIONS[intervention].supports_identity(act_fn) else "paper"
@@ -188,7 +217,7 @@ def _checked(group: ReftGroup) -> ReftGroup:
     _choose("tie", group.tie, TIES)
     _choose("vector", group.vector, VECTORS)
     if group.act_fn is not None:
-        _choose("act_fn", group.act_fn, ACTIVATIONS)
+        _choose("act_fn", group.act_fn, ACT_FNS)
     if isinstance(group.dropout, bool) or not isinstance(group.dropout, (int, float)) or not 0 <= group.dropout < 1:
         raise ValueError(f"dropout={group.dropout!r} is not valid; it is a number from 0 up to, not including, 1")
     if group.init is None:
@@ -239,7 +268,7 @@ def _check_subspaces(group: ReftGroup) -> None:
             f"valid is, for example, [[0], {list(range(1, group.r)) or [0]}]"
         )
     chosen = group.active_subspaces
-    if chosen is not None and (not chosen or not set(chosen) <= set(range(len(parts)))):
+    if chosen is not None and not (isinstance(chosen, list) and chosen and all(i in range(len(parts)) for i in chosen)):
         raise ValueError(f"active_subspaces={chosen!r} is not valid; choose among 0..{len(parts) - 1}")
 
 

@@ -121,12 +121,21 @@ class Segments(NamedTuple):
     one_per_row: bool = True
 
     def with_lengths(self, lengths: Tensor) -> Segments:
-        """The same segments, the prompt being the first `lengths` [N] tokens of each."""
+        """The same segments, the prompt being the first `lengths` [N] tokens of each.
+
+        A row's prompt may go on behind the columns known so far, as it does in the first chunks of a prefill; the
+        next packed sequence is where another one ends at the latest.
+        """
         if lengths.numel() != self.start.numel():
             what = "rows of the batch" if self.one_per_row else "packed sequences"
             raise PositionError(f"prompt_length has {lengths.numel()} entries for {self.start.numel()} {what}")
+        if lengths.is_floating_point():
+            raise PositionError(f"prompt_length has the dtype {lengths.dtype}; it must be whole numbers")
         lengths = lengths.reshape(-1).to(self.start)
-        return self._replace(end=torch.minimum(self.start + lengths, self.stop))
+        end = self.start + lengths
+        if not self.one_per_row:
+            return self._replace(end=torch.minimum(end, self.stop))
+        return self._replace(end=end, stop=torch.maximum(end, self.stop))
 
     def with_labels(self, labels: Tensor, past: int | Tensor = 0) -> Segments:
         """The same segments, the prompt being the leading run of ignored labels of each.
@@ -165,12 +174,15 @@ def segments_of_full_rows(batch: int, columns: int | Tensor, device: torch.devic
 
 
 def segments_from_mask(mask: Tensor) -> Segments:
-    """mask [B, T] of 0 and 1, padding on either side → every row is one prompt without its padding."""
+    """mask [B, T] of 0 and 1, padding on either side → every row is one prompt without its padding.
+
+    A row that is all padding is an empty prompt behind the last column: what follows it may be its beginning.
+    """
     kept = mask.bool()
     batch, total = kept.shape
     columns = torch.arange(total, device=mask.device)[None]
-    end = torch.where(kept, columns + 1, 0).amax(1)
-    start = torch.minimum(torch.where(kept, columns, total).amin(1), end)
+    start = torch.where(kept, columns, total).amin(1)
+    end = torch.maximum(torch.where(kept, columns + 1, 0).amax(1), start)
     return Segments(torch.arange(batch, device=mask.device), start, end, end, batch)
 
 

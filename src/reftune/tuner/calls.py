@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..positions import Segments, segments_from_mask, segments_of_full_rows
-from .context import PROMPT_LENGTH, SUBSPACES, CallState, cached_length
+from .context import PROMPT_LENGTH, SUBSPACES, CallState, cached_length, check_lengths
 
 __all__ = ["checkpoint_as_before", "checkpoint_with_frame", "install_generate", "uninstall_generate"]
 
@@ -52,18 +52,44 @@ def refuse_continuous_batching(name: str, *args: Any, **kwargs: Any) -> Any:
 def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwargs: Any) -> Any:
     """`generate` of the model's class; every forward call within knows the prompts as they are at this moment."""
     lengths, subspaces = kwargs.pop(PROMPT_LENGTH, None), kwargs.pop(SUBSPACES, None)
+    if state.announced[-1].prompts is not None:
+        # drafts of a model that is its own assistant: the prompts are those of the generation around it
+        return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
+    state.calls.clear()
     known: dict[str, Any] = {} if subspaces is None else {"subspaces": subspaces}
     config: Any = root.config
     if config.is_encoder_decoder:
-        tokens = kwargs.get("decoder_input_ids")
-        known["decoder_columns"] = 1 if tokens is None else tokens.shape[1]
+        known["decoder_columns"] = _decoder_columns(root, kwargs)
     else:
+        _refuse_guidance(root, kwargs)
         prompts, columns = _prompts(root, args, kwargs)
         if lengths is not None:
-            prompts = prompts.with_lengths(torch.as_tensor(lengths))
+            check_lengths(prompts, lengths := torch.as_tensor(lengths), columns, may_go_on=False)
+            prompts = prompts.with_lengths(lengths)
         known.update(prompts=prompts, prompt_columns=columns)
     with state.announcing(**known):
         return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
+
+
+def _decoder_columns(root: Any, kwargs: dict[str, Any]) -> int:
+    """Tokens that the decoder of an encoder-decoder starts with."""
+    tokens = kwargs.get("decoder_input_ids")
+    if tokens is None:
+        return 1
+    # transformers puts the start token before those that lack it
+    start = root.generation_config.decoder_start_token_id
+    return tokens.shape[1] + int(start is not None and bool((tokens[:, 0] != start).all()))
+
+
+def _refuse_guidance(root: Any, kwargs: dict[str, Any]) -> None:
+    """Classifier-free guidance calls the model with other prompts in the midst of a generation."""
+    config = kwargs.get("generation_config") or root.generation_config
+    scale = kwargs.get("guidance_scale", config.guidance_scale)
+    if scale not in (None, 1):
+        raise NotImplementedError(
+            f"guidance_scale={scale!r}: ReFT adapters cannot tell the prompts of the guidance from those of the text; "
+            "valid are None and 1"
+        )
 
 
 def _prompts(root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Segments, int]:

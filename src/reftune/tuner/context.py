@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,7 +31,18 @@ from ..positions import (
     token_mask,
 )
 
-__all__ = ["PROMPT_LENGTH", "SUBSPACES", "CallState", "Frame", "Outer", "Role", "cached_length", "unwatch", "watch"]
+__all__ = [
+    "PROMPT_LENGTH",
+    "SUBSPACES",
+    "CallState",
+    "Frame",
+    "Outer",
+    "Role",
+    "cached_length",
+    "check_lengths",
+    "unwatch",
+    "watch",
+]
 
 PROMPT_LENGTH = "prompt_length"
 SUBSPACES = "subspaces"
@@ -55,12 +67,18 @@ class Frame:
     """Why the prompt is not known; raised only if an intervention needs it."""
     no_prompt: bool = False
     """Whether nothing of the prompt can lie in this window, so that edits of prompts cost nothing."""
+    taken_whole: bool = False
+    """Whether nothing said where the prompt ends, so that all there is was taken for it."""
+    in_training: bool = False
+    """Whether the call computes gradients for training, where a whole text is seldom a prompt."""
     slot_cache: dict[PositionSpec, Slots] = field(default_factory=dict)
     mask_cache: dict[PositionSpec, Tensor] = field(default_factory=dict)
 
     def _known(self, spec: PositionSpec) -> Segments:
         if self.unknown is not None:
             raise PositionError(f"positions {str(spec)!r}: {self.unknown}")
+        if self.taken_whole and self.in_training and (spec.scope != "span" or spec.last):
+            _warn_of_guess(spec)
         assert self.segments is not None
         return self.segments
 
@@ -194,6 +212,8 @@ def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if _scores_columns(given.get("logits_to_keep")):
         outer = replace(outer, scored_columns=True)
     frame = None if watched.role == "root" else open_frame(watched.role, outer, given)
+    if frame is not None:
+        frame.in_training = watched.is_lm and module.training and torch.is_grad_enabled()
     state.calls.append((module, outer, frame))
     return args, kwargs
 
@@ -220,6 +240,9 @@ def open_frame(role: Role, outer: Outer, given: Mapping[str, Any]) -> Frame | No
         return None
     batch, width = tokens.shape[:2]
     past = cached_length(given.get("past_key_values")) if role != "encoder" else 0
+    if isinstance(past, Tensor) and not torch.compiler.is_compiling():
+        # a static cache counts on the device; as a number it lets decode steps go without any Φ
+        past = int(past)
     frame = Frame(batch, width, past)
     if role == "encoder":
         frame.segments = _segments_of_arguments(given, batch, width, 0, tokens.device)
@@ -239,13 +262,14 @@ def open_frame(role: Role, outer: Outer, given: Mapping[str, Any]) -> Frame | No
 
 def _fill_causal(frame: Frame, outer: Outer, given: Mapping[str, Any], device: torch.device) -> None:
     """Prompts of a call that `generate` did not announce: given lengths, else labels, else all that is there."""
-    if isinstance(frame.past, Tensor) and not torch.compiler.is_compiling():
-        frame.past = int(frame.past)
     past, width = frame.past, frame.width
     segments = _segments_of_arguments(given, frame.batch, width, past, device)
     labels = outer.labels
     if outer.prompt_length is not None:
+        check_lengths(segments, outer.prompt_length, past + width)
         frame.segments = segments.with_lengths(outer.prompt_length)
+        if isinstance(past, int) and past and not torch.compiler.is_compiling():
+            frame.no_prompt = bool((frame.segments.end <= past).all())
     elif labels is not None and labels.shape == (frame.batch, width):
         frame.segments = segments.with_labels(labels, past)
         if _some_prompt_is_empty(frame.segments):
@@ -254,7 +278,7 @@ def _fill_causal(frame: Frame, outer: Outer, given: Mapping[str, Any], device: t
                 f"Set the labels of the prompt to -100, pass {PROMPT_LENGTH}=, or use positions 'all'"
             )
     elif isinstance(past, int) and past == 0:
-        frame.segments = segments
+        frame.segments, frame.taken_whole = segments, True
         if outer.scored_columns:
             frame.unknown = (
                 "logits of several columns are asked for without labels, so this scores a text whose prompt is "
@@ -268,6 +292,36 @@ def _fill_causal(frame: Frame, outer: Outer, given: Mapping[str, Any], device: t
         frame.unknown = (
             f"{width} tokens follow a cache, and which of them are prompt is not known outside of generate(). "
             f"Pass {PROMPT_LENGTH}= (tokens of each row's whole prompt)"
+        )
+
+
+def check_lengths(segments: Segments, lengths: Tensor, columns: int | Tensor, *, may_go_on: bool = True) -> None:
+    """Refuse lengths that cannot be.  A row without padding behind it may go on in a later chunk of the prefill.
+
+    Compiled code does not look: it would break the graph.
+    """
+    if torch.compiler.is_compiling() or lengths.numel() != segments.start.numel():
+        return
+    lengths = lengths.reshape(-1).to(segments.start.device)
+    tokens = segments.stop - segments.start
+    ended = (segments.stop < columns) | (not (segments.one_per_row and may_go_on))
+    wrong = (lengths < 0) | (ended & (lengths > tokens))
+    if bool(wrong.any()):
+        i = int(wrong.nonzero()[0, 0])
+        raise PositionError(
+            f"{PROMPT_LENGTH}[{i}]={int(lengths[i])} is not valid: this sequence has {int(tokens[i])} tokens"
+        )
+
+
+def _warn_of_guess(spec: PositionSpec) -> None:
+    """An error it cannot be: models whose whole input is the prompt are trained so too, by a head or a reward."""
+    if not torch.compiler.is_compiling():
+        warnings.warn(
+            f"positions {str(spec)!r}: a language model is trained with neither labels nor {PROMPT_LENGTH}, so the "
+            "whole text is taken for the prompt, its response included. If there is a response, its edits are in the "
+            "wrong place. label_smoothing_factor and compute_loss_func take labels away: use the data_collator "
+            f"reftune.data.ReftCollator, which adds {PROMPT_LENGTH}",
+            stacklevel=2,
         )
 
 

@@ -22,6 +22,7 @@ from ..interventions import INTERVENTIONS, Intervention
 from ..peft_type import PREFIX
 from ..positions import PositionSpec, segments_of_full_rows, unit_slices
 from .context import CallState, Frame
+from .quantised import put_back
 
 __all__ = ["BASE", "ReftLayer", "edit_input", "edit_output"]
 
@@ -53,6 +54,8 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def __init__(self, width: int, state: CallState, *, layer: int, host: nn.Module, has_tokens: bool) -> None:
         super().__init__()
         self.width = width
+        # what PEFT expects of every tuner layer
+        self.in_features = self.out_features = width
         self.layer = layer
         self.state = state
         self.has_tokens = has_tokens
@@ -77,6 +80,14 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             if self.host_device.type != "meta" and not any(p.is_meta for p in phi.parameters()):
                 phi.to(self.host_device)
             self.bank(unit)[adapter_name] = phi
+
+    def forget(self, adapter_name: str) -> None:
+        """Undo `update_layer`, even one that failed halfway."""
+        self.groups.pop(adapter_name, None)
+        for name in self.adapter_layer_names:
+            found = self._modules[name]
+            if isinstance(found, nn.ModuleDict) and adapter_name in found:
+                del found[adapter_name]
 
     def units(self, adapter_name: str) -> list[Unit]:
         """All Φ of the adapter at this site, empty if it has none here."""
@@ -121,6 +132,11 @@ class ReftLayer(nn.Module, BaseTunerLayer):
                             "that are disjoint, or disjoint active_subspaces of the same subspaces"
                         )
 
+    def train(self, mode: bool = True) -> ReftLayer:
+        for phi in self.modules():
+            put_back(phi)
+        return super().train(mode)
+
     # --- what PEFT asks of a tuner layer ---------------------------------------------------------------------------
 
     def get_base_layer(self) -> nn.Module:
@@ -154,19 +170,22 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         if self._disable_adapters:
             return h
         frame = self._frame(h)
-        flat = h.ndim == 2 and frame is not None and h.shape[0] == frame.batch * frame.width
-        if h.ndim == 2:
-            # modules that see [B·T, d], or vectors without tokens, each a sequence of one
-            h_BTD = h.view(frame.batch, frame.width, -1) if flat and frame is not None else h[:, None]
-            return self._edit_rows(h_BTD, frame).view(h.shape)
-        return self._edit_rows(h, frame)
+        if h.ndim != 2:
+            return self._edit_rows(h, frame)
+        if frame is not None and h.shape[0] == frame.batch * frame.width:
+            # an MLP that sees [B·T, d]
+            return self._edit_rows(h.reshape(frame.batch, frame.width, -1), frame).view(h.shape)
+        if frame is not None and h.shape[0] == frame.batch:
+            # a vector per row, such as a pooled state: a sequence of one
+            frame = _frame_of_full_rows(h.shape[0], 1, h.device)
+        return self._edit_rows(h[:, None], frame).view(h.shape)
 
     def _frame(self, h: Tensor) -> Frame | None:
         frame = self.state.frame
         if frame is None and not self.has_tokens:
             # not a language model: the rows of h are the prompts
             width = h.shape[1] if h.ndim == 3 else 1
-            return Frame(h.shape[0], width, segments=segments_of_full_rows(h.shape[0], width, h.device))
+            return _frame_of_full_rows(h.shape[0], width, h.device)
         return frame
 
     def _edit_rows(self, h: Tensor, frame: Frame | None) -> Tensor:
@@ -199,7 +218,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         # Prefixes and suffixes of one site are cut together on short prompts, whichever adapter or group has them.
         specs = [unit.group.spec for _, unit in units]
         joint = PositionSpec("span", max(s.first for s in specs), max(s.last for s in specs))
-        slots = _required(frame, joint).slots(joint, h.device)
+        slots = _required(frame, joint, h).slots(joint, h.device)
         if slots is None or joint.count == 0:
             return h
         if rows is not None:
@@ -210,8 +229,10 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             chosen = _joint_slots(unit, joint, h.device)
             rows_NP, columns_NP = slots.rows[:, chosen], slots.columns[:, chosen]
             mask = self._rank_mask(unit.group, rows_NP, h.shape[0])
-            delta_NPD = self.phi(adapter, unit)(h[rows_NP, columns_NP], mask)
-            deltas.append(torch.where(slots.valid[:, chosen, None], delta_NPD, 0).to(h.dtype))
+            valid_NP1 = slots.valid[:, chosen, None]
+            # a slot that is not valid may point at padding, whose state may be NaN, and so its gradient
+            delta_NPD = self.phi(adapter, unit)(torch.where(valid_NP1, h[rows_NP, columns_NP], 0), mask)
+            deltas.append(torch.where(valid_NP1, delta_NPD, 0).to(h.dtype))
             places.append((rows_NP, columns_NP))
         at = (torch.cat([place[0] for place in places], 1), torch.cat([place[1] for place in places], 1))
         return h.index_put(at, torch.cat(deltas, 1), accumulate=True)
@@ -221,7 +242,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     ) -> Tensor:
         keep = None
         if unit.group.spec.scope != "all":
-            keep = _required(frame, unit.group.spec).mask(unit.group.spec, h.device)
+            keep = _required(frame, unit.group.spec, h).mask(unit.group.spec, h.device)
             if keep is None:
                 return edited
         every_row = torch.arange(h.shape[0], device=h.device)
@@ -273,11 +294,21 @@ def _joint_slots(unit: Unit, joint: PositionSpec, device: torch.device) -> Tenso
     return torch.tensor((prefix + suffix)[unit.part], device=device)
 
 
-def _required(frame: Frame | None, spec: PositionSpec) -> Frame:
+def _frame_of_full_rows(batch: int, width: int, device: torch.device) -> Frame:
+    """Of something that is not tokens: each row of h is a prompt."""
+    return Frame(batch, width, segments=segments_of_full_rows(batch, width, device))
+
+
+def _required(frame: Frame | None, spec: PositionSpec, h: Tensor) -> Frame:
     if frame is None:
         raise PositionError(
-            f"positions {str(spec)!r}: a block was called outside of its model, so its tokens are not known; call the "
-            "model, or use positions 'all'"
+            f"positions {str(spec)!r}: a block was called outside of its model, or a module that is not within the "
+            "blocks is edited, so its tokens are not known; call the model, edit its blocks, or use positions 'all'"
+        )
+    if tuple(h.shape[:2]) != (frame.batch, frame.width):
+        raise PositionError(
+            f"positions {str(spec)!r}: the module returns {list(h.shape)} where the call has {frame.batch} rows of "
+            f"{frame.width} tokens, so its tokens are not known; edit a block, or use positions 'all'"
         )
     return frame
 

@@ -6,7 +6,7 @@ Must not know: training.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from ..peft_type import PREFIX
 from .calls import checkpoint_as_before, checkpoint_with_frame, install_generate, uninstall_generate
 from .context import WATCHED, CallState, Role, unwatch, watch
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
+from .quantised import is_quantised, keep_float32
 from .sites import Site, find_root, find_sites, find_stacks, layer_number, module_width
 
 __all__ = ["ReftModel"]
@@ -42,10 +43,14 @@ class ReftModel(BaseTuner):
         # The configuration says all of where the interventions are; PEFT's other way, reading it off the keys of a
         # state dict, would take the ReftLayer for the module that it edits.
         kwargs["state_dict"] = None
+        existing = [layer for layer in self._layers() if adapter_name in layer.groups]
         try:
             super().inject_adapter(model, adapter_name, *args, **kwargs)
         except Exception:
-            self._remove_empty_layers(model)
+            for layer in self._layers():
+                if layer not in existing:
+                    layer.forget(adapter_name)
+            self._remove_layers(lambda layer: not layer.groups)
             raise
 
     def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict) -> ReftConfig:  # type: ignore[override]
@@ -62,12 +67,12 @@ class ReftModel(BaseTuner):
         groups = config.resolved_groups()
         if config.target_modules is not None and all(group.layers is None for group in groups):
             return None
-        if config.layers is None and config.groups is None:
-            config.layers = "all"
         stacks = find_stacks(self.model)
-        if not stacks and config.layers == "all" and config.target_modules is not None:
-            return None
-        return [(site, group) for group in groups for site in find_sites(self.model, stacks, group)]
+        sites = [(site, group) for group in groups for site in find_sites(self.model, stacks, group)]
+        if config.layers is None:
+            # target_modules is written next, and must not be taken for what the user chose
+            config.layers = "all"
+        return sites
 
     def _check_sites(self, sites: list[tuple[Site, ReftGroup]]) -> None:
         """Def. 3.2: two interventions of one adapter at one site must have disjoint positions."""
@@ -146,7 +151,11 @@ class ReftModel(BaseTuner):
     # --- what PEFT calls ------------------------------------------------------------------------------------------
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
+        # All that can be refused is checked first, so that a refused call changes nothing.
         names = [adapter_name] if isinstance(adapter_name, str) else list(adapter_name)
+        for module in self.model.modules():
+            if isinstance(module, AuxiliaryTrainingWrapper):
+                module.check_set_adapter(adapter_name)
         for layer in self._layers():
             layer.check_disjoint(names)
         super().set_adapter(adapter_name, inference_mode)
@@ -154,10 +163,13 @@ class ReftModel(BaseTuner):
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Interventions are made in float32, which PEFT's default asks for.  Without it they take the dtype of what
         # they edit, as the parameters of other methods do.
-        if autocast_adapter_dtype:
-            return
+        quantised = is_quantised(find_root(self.model))
         for layer in self._layers():
-            layer.cast_adapter(adapter_name)
+            if not autocast_adapter_dtype:
+                layer.cast_adapter(adapter_name)
+            elif quantised:
+                for unit in layer.units(adapter_name):
+                    keep_float32(layer.phi(adapter_name, unit))
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
@@ -183,7 +195,8 @@ class ReftModel(BaseTuner):
                 f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}; "
                 f"valid are {', '.join([*self.peft_config, BASE])}"
             )
-        candidates = [kwargs.get(key) for key in ("input_ids", "inputs", "inputs_embeds")] + list(args[:1])
+        named = [kwargs.get(key) for key in ("input_ids", "inputs", "inputs_embeds")]
+        candidates = [*named, *args, *kwargs.values()]
         tokens = next((x for x in candidates if isinstance(x, torch.Tensor)), None)
         if tokens is not None and len(tokens) != len(names):
             raise ValueError(
@@ -197,28 +210,29 @@ class ReftModel(BaseTuner):
     def _unload_and_optionally_merge(self, merge: bool = True, *args: Any, **kwargs: Any) -> Any:
         if merge:
             self._check_merge_allowed()
-        for module in list(self.model.modules()):
-            for name, child in list(module._modules.items()):
-                if isinstance(child, ReftLayer):
-                    child.__dict__[HOOK].remove()
-                    delattr(module, name)
-        uninstall_generate(find_root(self.model))
-        for module in self.model.modules():
-            unwatch(module)
-            checkpoint_as_before(module)
+        self._remove_layers(lambda layer: True)
+        if any(isinstance(module, BaseTuner) for module in self.model.modules()):
+            # another method's adapter, on which this one was put, stays as it is
+            return self.model
         return super()._unload_and_optionally_merge(False)
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # only modules_to_save are replaced: PEFT's own version looks for a weight that a whole head does not have
         setattr(parent, child_name, new_module)
 
-    def _remove_empty_layers(self, model: nn.Module) -> None:
-        """After an injection that failed: leave no layer behind that has no adapter."""
-        for module in list(model.modules()):
+    def _remove_layers(self, condition: Callable[[ReftLayer], bool]) -> None:
+        """Remove the layers of which the condition is true, and all hooks when none is left."""
+        for module in list(self.model.modules()):
             for name, child in list(module._modules.items()):
-                if isinstance(child, ReftLayer) and not child.groups:
+                if isinstance(child, ReftLayer) and condition(child):
                     child.__dict__[HOOK].remove()
                     delattr(module, name)
+        if self._layers():
+            return
+        uninstall_generate(find_root(self.model))
+        for module in self.model.modules():
+            unwatch(module)
+            checkpoint_as_before(module)
 
     def _layers(self) -> list[ReftLayer]:
         return [module for module in self.model.modules() if isinstance(module, ReftLayer)]

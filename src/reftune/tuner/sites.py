@@ -56,13 +56,17 @@ class Site:
     path: str
     layer: int
     width: int
-    part: slice | None = None
-    """For an attention head, its slice of the input of the output projection."""
+    head: int | None = None
+
+    @property
+    def part(self) -> slice | None:
+        """For an attention head, its slice of the input of the output projection."""
+        return None if self.head is None else slice(self.head * self.width, (self.head + 1) * self.width)
 
     @property
     def child(self) -> str:
         """Name of the `ReftLayer` below the module.  It must not contain the prefix of the parameters."""
-        return "hidden_edit" if self.part is None else f"head_edit_{self.part.start // self.width}"
+        return "hidden_edit" if self.head is None else f"head_edit_{self.head}"
 
 
 def find_root(model: nn.Module) -> nn.Module:
@@ -167,7 +171,7 @@ def _head_site(model: nn.Module, block: str, layer: int, head: int) -> Site:
     if head >= heads:
         raise ValueError(f"component='attention_head[{head}]' does not exist; this model has heads 0..{heads - 1}")
     width = _input_width(model.get_submodule(path)) // heads
-    return Site(path, layer, width, slice(head * width, (head + 1) * width))
+    return Site(path, layer, width, head)
 
 
 def text_config(model: nn.Module) -> Any:

@@ -1,0 +1,96 @@
+"""`reftune generate`: answers of an adapter to prompts, in batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from ..data import load_records
+from ..data.style import PromptStyle
+from ..errors import ReftuneError
+from ..generation import generate_texts
+from ..models import load_adapter
+from .output import JsonFlag, bar, consoles, emit, quiet_libraries
+
+__all__ = ["generate", "style_for"]
+
+EXAMPLE = """Generate answers with an adapter.
+
+Examples:
+
+    reftune generate my-adapter --prompt "What is the capital of Japan?"
+
+    reftune generate my-adapter --file questions.txt --batch-size 16 --json
+
+A file is text with one prompt a line, or JSON, JSONL, CSV or Parquet records. Prompts are put as the adapter was
+trained: by the chat template, the instruction template, or bare.
+"""
+
+
+def generate(
+    adapter: Annotated[str, typer.Argument(help="Folder or Hub name of the adapter.")],
+    prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be given again.")] = None,
+    file: Annotated[Path | None, typer.Option("--file", "-f", help="File of prompts.")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
+    raw: Annotated[bool, typer.Option("--raw", help="Use prompts as they are, without a template.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    results, progress = consoles(as_json)
+    quiet_libraries()
+    prompts: list[str | dict[str, Any]] = [*(prompt or [])]
+    if file is not None:
+        prompts += read_prompts(file)
+    if not prompts:
+        raise ReftuneError("there is nothing to generate from; give --prompt TEXT or --file FILE")
+    model, tokenizer = load_adapter(adapter, base=base)
+    style = PromptStyle("prompt") if raw else style_for(adapter, tokenizer)
+    records = [style.record(p) if isinstance(p, str) else p for p in prompts]
+    sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
+    with bar(progress, "generating", len(records)) as done:
+        texts = generate_texts(
+            model, tokenizer, records, batch_size=batch_size, progress=done, max_new_tokens=max_new_tokens, **sampling
+        )
+    if as_json:
+        pairs = [{"prompt": p, "output": text} for p, text in zip(prompts, texts, strict=True)]
+        emit({"adapter": adapter, "outputs": pairs})
+        return
+    for p, text in zip(prompts, texts, strict=True):
+        if len(prompts) > 1:
+            results.print(f"[dim]{escape(str(p))}[/dim]")
+        results.print(escape(text), highlight=False)
+
+
+generate.__doc__ = EXAMPLE
+
+
+def style_for(adapter: str, tokenizer: Any) -> PromptStyle:
+    """As the adapter was trained, if `reftune train` made it; else a chat turn, or the bare text."""
+    known = PromptStyle.read(adapter)
+    if known is not None:
+        return known
+    return PromptStyle("messages" if tokenizer.chat_template else "prompt")
+
+
+def read_prompts(file: Path) -> list[str | dict[str, Any]]:
+    """Prompts of a file: lines of a text, or records.
+
+    Raises:
+        ReftuneError: no such file, or nothing in it.
+    """
+    if file.suffix.lower() not in (".txt", ".text", ".md", ""):
+        records: Any = load_records(str(file), need_response=False)
+        return list(records)
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ReftuneError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+    prompts: list[str | dict[str, Any]] = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ReftuneError(f"{str(file)!r} has no line with a prompt")
+    return prompts

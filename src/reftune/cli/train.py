@@ -1,0 +1,121 @@
+"""`reftune train`: an adapter from a YAML file or from flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.table import Table
+
+from ..errors import ReftuneError
+from ..training import RunConfig, RunResult, train_run
+from .output import JsonFlag, TrainingProgress, consoles, emit, quiet_libraries
+
+__all__ = ["result_dict", "train"]
+
+EXAMPLE = """Train an adapter.
+
+Examples:
+
+    reftune train run.yaml
+
+    reftune train --model smollm2 --data train.jsonl --output my-adapter --positions f7+l7 --rank 8 --epochs 3
+
+The YAML file has the keys model, data, output, eval_data, max_length, seed, dtype, reft (fields of ReftConfig) and
+training (fields of transformers.TrainingArguments). Flags win over the file.
+"""
+
+
+def train(
+    config: Annotated[Path | None, typer.Argument(help="YAML file.", metavar="CONFIG.yaml")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub name of the base model, or smollm2.")] = None,
+    data: Annotated[str | None, typer.Option(help="JSON, JSONL, CSV or Parquet (plain or .gz), or a Hub name.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for the adapter.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Records to evaluate the loss on.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank r of the edit.")] = None,
+    layers: Annotated[str | None, typer.Option(help="all, '3;9;18;24', -1, 0.5 …")] = None,
+    positions: Annotated[str | None, typer.Option(help="f7+l7, l1, prompt, all …")] = None,
+    intervention: Annotated[str | None, typer.Option(help="loreft, direft, noreft …")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows a step, per device.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a row; the prompt is cut from the left.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in an output that holds a run.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    values = read_yaml(config) if config is not None else {}
+    top = {"model": model, "data": data, "eval_data": eval_data, "max_length": max_length, "seed": seed}
+    top["output"] = None if output is None else str(output)
+    values.update({key: value for key, value in top.items() if value is not None})
+    reft = {"r": rank, "layers": layers, "positions": positions, "intervention": intervention}
+    _merge(values, "reft", reft)
+    _merge(
+        values,
+        "training",
+        {
+            "learning_rate": learning_rate,
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": batch_size,
+        },
+    )
+    run = RunConfig.from_mapping(values)
+    results, progress = consoles(as_json)
+    quiet_libraries()
+    result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[TrainingProgress(progress)])
+    if as_json:
+        emit(result_dict(result))
+        return
+    table = Table(show_header=False, box=None)
+    for key, value in result_dict(result).items():
+        table.add_row(key.replace("_", " "), str(value))
+    results.print(table)
+    results.print(f"\nTry it:  [bold]reftune chat {result.adapter_path}[/bold]")
+
+
+train.__doc__ = EXAMPLE
+
+
+def result_dict(result: RunResult) -> dict[str, Any]:
+    """What --json of training commands has in common."""
+    found: dict[str, Any] = {
+        "final_loss": round(result.final_loss, 6),
+        "seconds": round(result.seconds, 1),
+        "steps": result.steps,
+        "trainable_parameters": result.trainable_parameters,
+        "trainable_percent": round(result.trainable_percent, 4),
+        "adapter_path": str(result.adapter_path),
+        "adapter_bytes": result.adapter_bytes,
+    }
+    if result.eval_loss is not None:
+        found["eval_loss"] = round(result.eval_loss, 6)
+    return found
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        ReftuneError: no such file, or not a mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ReftuneError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise ReftuneError(f"{str(path)!r} is not YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ReftuneError(f"{str(path)!r} must hold keys and values, such as 'model: smollm2'")
+    return values
+
+
+def _merge(values: dict[str, Any], section: str, flags: dict[str, Any]) -> None:
+    given = {key: value for key, value in flags.items() if value is not None}
+    if given:
+        existing = values.get(section) or {}
+        if not isinstance(existing, dict):
+            raise ReftuneError(f"{section} is {existing!r}; it must be keys and values")
+        values[section] = {**existing, **given}

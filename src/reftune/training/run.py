@@ -1,0 +1,224 @@
+"""One training run from a configuration: model, data, adapter, Trainer's arguments → a saved adapter.
+
+Must not know: the command line, tasks.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..config import ReftConfig
+from ..data import build_dataset, load_records
+from ..data.style import PromptStyle
+from ..errors import ReftuneError
+from ..models import load_base, save_adapter
+from .trainer import ReftTrainer
+
+__all__ = ["RunConfig", "RunResult", "train_run"]
+
+CHECKPOINTS = "checkpoints"
+TRAINING_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 9e-4,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 8,
+    "lr_scheduler_type": "linear",
+    "weight_decay": 0.0,
+    "logging_steps": 10,
+    "save_strategy": "epoch",
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+
+
+@dataclass
+class RunConfig:
+    """What `reftune train` reads from YAML.  Unknown keys are refused, at every level."""
+
+    model: str
+    """Folder or Hub name of the base model, or `smollm2`."""
+    data: str | list[dict[str, Any]]
+    """File or Hub name of the training records."""
+    output: str
+    """Folder for the adapter; checkpoints go below it."""
+    eval_data: str | list[dict[str, Any]] | None = None
+    """Records to evaluate the loss on."""
+    max_length: int | None = 512
+    """Longer rows are cut from the left of the prompt."""
+    seed: int = 42
+    dtype: str = "auto"
+    """Of the base model: auto, float32, bfloat16, float16.  The adapter is float32 in any case."""
+    reft: dict[str, Any] = field(default_factory=dict)
+    """Fields of `ReftConfig`."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Fields of `transformers.TrainingArguments`; those not given are as in `TRAINING_DEFAULTS`."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
+            raise ReftuneError(f"dtype={self.dtype!r} is not valid; use auto, float32, bfloat16 or float16")
+        if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 2):
+            raise ReftuneError(f"max_length={self.max_length!r} is not valid; use a number of tokens, or null for any")
+        _refuse_unknown("reft", self.reft, {f.name for f in fields(ReftConfig)})
+        _refuse_unknown("training", self.training, {f.name for f in fields(TrainingArguments)} - {"output_dir"})
+        self.training = {key: _number(value) for key, value in self.training.items()}
+        self.reft_config()
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
+        """From the content of a YAML file.
+
+        Raises:
+            ReftuneError: a key that is unknown or missing.
+        """
+        names = [f.name for f in fields(cls)]
+        _refuse_unknown("the configuration", values, set(names))
+        missing = [name for name in ("model", "data", "output") if values.get(name) is None]
+        if missing:
+            raise ReftuneError(f"the configuration lacks {', '.join(missing)}")
+        given: dict[str, Any] = {k: v for k, v in values.items() if v is not None or k == "max_length"}
+        return cls(**given)
+
+    def reft_config(self) -> ReftConfig:
+        """A fresh configuration of the adapter."""
+        return ReftConfig(**{"task_type": "CAUSAL_LM", **self.reft})
+
+    def training_arguments(self) -> TrainingArguments:
+        """Trainer's arguments, with ours where none are given."""
+        given = {**TRAINING_DEFAULTS, **self.training}
+        if self.eval_data is not None:
+            given.setdefault("eval_strategy", given["save_strategy"])
+        given.setdefault("use_cpu", not torch.cuda.is_available() and not torch.backends.mps.is_available())
+        return TrainingArguments(output_dir=str(Path(self.output) / CHECKPOINTS), seed=self.seed, **given)
+
+
+@dataclass
+class RunResult:
+    """What a run has to show."""
+
+    model: PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter_path: Path
+    final_loss: float
+    seconds: float
+    trainable_parameters: int
+    trainable_percent: float
+    steps: int
+    losses: Sequence[tuple[float, float]]
+    """(step, mean loss since the last entry)"""
+    eval_loss: float | None = None
+
+    @property
+    def adapter_bytes(self) -> int:
+        """Size of the weights on disk."""
+        return (self.adapter_path / "adapter_model.safetensors").stat().st_size
+
+
+def train_run(
+    config: RunConfig,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: list[TrainerCallback] | None = None,
+) -> RunResult:
+    """Train and save.  With `resume` it goes on from the last checkpoint of the output folder.
+
+    Raises:
+        ReftuneError: the output folder has a run already and neither `resume` nor `overwrite` is given; or the data
+            or the model cannot be had.
+    """
+    output = Path(config.output)
+    checkpoint = _checkpoint(output, resume=resume, overwrite=overwrite)
+    # data first: it is what is most often wrong, and a model takes longer to load
+    records: Any = load_records(config.data)
+    style = PromptStyle.of_records(records)
+    set_seed(config.seed)
+    base, tokenizer = load_base(config.model, dtype=config.dtype)
+    dataset: Any = build_dataset(records, tokenizer, max_length=config.max_length)
+    eval_dataset: Any = None
+    if config.eval_data is not None:
+        eval_dataset = build_dataset(config.eval_data, tokenizer, max_length=config.max_length)
+    model = get_peft_model(base, config.reft_config())
+    assert isinstance(model, PeftModel)
+    trainer = ReftTrainer(
+        model=model,
+        args=config.training_arguments(),
+        train_dataset=dataset,
+        eval_dataset=eval_dataset,
+        processing_class=tokenizer,
+        callbacks=callbacks,
+    )
+    if callbacks:
+        # Trainer's own two write to stdout and over each other
+        trainer.remove_callback(PrinterCallback)
+        trainer.remove_callback(ProgressCallback)
+    start = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = time.perf_counter() - start
+    save_adapter(model, output)
+    style.write(output)
+    model.eval()
+    final_loss = trainer.evaluate(dataset, metric_key_prefix="train")["train_loss"]
+    eval_loss = trainer.evaluate()["eval_loss"] if eval_dataset is not None else None
+    trained, total = model.get_nb_trainable_parameters()
+    history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    return RunResult(
+        model=model,
+        tokenizer=tokenizer,
+        adapter_path=output,
+        final_loss=final_loss,
+        seconds=seconds,
+        trainable_parameters=trained,
+        trainable_percent=100 * trained / total,
+        steps=trainer.state.global_step,
+        losses=history,
+        eval_loss=eval_loss,
+    )
+
+
+def _checkpoint(output: Path, *, resume: bool, overwrite: bool) -> str | None:
+    """The checkpoint to go on from; makes sure that nothing is overwritten unasked."""
+    checkpoints = output / CHECKPOINTS
+    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
+    if resume:
+        if last is None:
+            raise ReftuneError(f"there is no checkpoint below {str(output)!r} to resume from; train without --resume")
+        return last
+    has_run = last is not None or (output / "adapter_config.json").exists()
+    if has_run and not overwrite:
+        raise ReftuneError(
+            f"{str(output)!r} holds a run already; use --resume to go on with it, --overwrite to start anew, "
+            "or another --output"
+        )
+    if overwrite and checkpoints.is_dir():
+        shutil.rmtree(checkpoints)
+    return None
+
+
+def _refuse_unknown(where: str, values: Mapping[str, Any], valid: set[str]) -> None:
+    if not isinstance(values, Mapping):
+        raise ReftuneError(f"{where} is {values!r}; it must be keys and values")
+    unknown = sorted(set(values) - valid)
+    if unknown:
+        raise ReftuneError(
+            f"{where} has unknown keys {', '.join(map(repr, unknown))}; valid are {', '.join(sorted(valid))}"
+        )
+
+
+def _number(value: Any) -> Any:
+    """YAML reads 9e-4 as a text; as a number it is what was meant."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
