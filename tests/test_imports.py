@@ -29,3 +29,31 @@ def test_import_adds_little_to_peft() -> None:
         if min(seconds) < 0.3:
             break
     assert min(seconds) < 0.3, f"import reftune took {min(seconds):.2f} s on top of peft"
+
+
+def test_public_names_are_pinned() -> None:
+    import reftune
+
+    assert reftune.__all__ == [
+        "INTERVENTIONS",
+        "DataError",
+        "Intervention",
+        "InterventionOptions",
+        "MissingExtraError",
+        "PositionError",
+        "PositionSpec",
+        "ReftCollator",
+        "ReftConfig",
+        "ReftLayer",
+        "ReftModel",
+        "ReftTrainer",
+        "ReftuneError",
+        "build_dataset",
+        "encode_prompt",
+        "generate_texts",
+        "load_records",
+        "parse_positions",
+        "register",
+        "tokenize_record",
+    ]
+    assert all(getattr(reftune, name) is not None for name in reftune.__all__)

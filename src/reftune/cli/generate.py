@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from ..data import load_records
 from ..data.style import PromptStyle
 from ..errors import ReftuneError
 from ..generation import generate_texts
 from ..models import load_adapter
-from .output import JsonFlag, bar, consoles, emit, quiet_libraries
+from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
 
 __all__ = ["generate", "style_for"]
 
@@ -25,8 +24,9 @@ Examples:
 
     reftune generate my-adapter --file questions.txt --batch-size 16 --json
 
-A file is text with one prompt a line, or JSON, JSONL, CSV or Parquet records. Prompts are put as the adapter was
-trained: by the chat template, the instruction template, or bare.
+A file is text with one prompt a line, or JSON, JSONL, CSV or Parquet
+records. Prompts are put as the adapter was trained: by the chat template,
+the instruction template, or bare.
 """
 
 
@@ -47,7 +47,7 @@ def generate(
     if file is not None:
         prompts += read_prompts(file)
     if not prompts:
-        raise ReftuneError("there is nothing to generate from; give --prompt TEXT or --file FILE")
+        raise typer.BadParameter("there is nothing to generate from; give --prompt TEXT or --file FILE")
     model, tokenizer = load_adapter(adapter, base=base)
     style = PromptStyle("prompt") if raw else style_for(adapter, tokenizer)
     records = [style.record(p) if isinstance(p, str) else p for p in prompts]
@@ -62,8 +62,8 @@ def generate(
         return
     for p, text in zip(prompts, texts, strict=True):
         if len(prompts) > 1:
-            results.print(f"[dim]{escape(str(p))}[/dim]")
-        results.print(escape(text), highlight=False)
+            say(results, _as_text(p), style="dim")
+        say(results, text)
 
 
 generate.__doc__ = EXAMPLE
@@ -87,10 +87,24 @@ def read_prompts(file: Path) -> list[str | dict[str, Any]]:
         records: Any = load_records(str(file), need_response=False)
         return list(records)
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        # utf-8-sig: without the mark that some editors put first; split at line ends only, not at U+2028
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise ReftuneError(f"{str(file)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ReftuneError(f"{str(file)!r} is not UTF-8 text") from error
     prompts: list[str | dict[str, Any]] = [line for line in lines if line.strip()]
     if not prompts:
         raise ReftuneError(f"{str(file)!r} has no line with a prompt")
     return prompts
+
+
+def _as_text(prompt: str | dict[str, Any]) -> str:
+    """A prompt in one line, as a person would name it."""
+    if isinstance(prompt, str):
+        return prompt
+    turns = prompt.get("messages") or prompt.get("prompt") or prompt.get("instruction")
+    if isinstance(turns, str):
+        return " ".join(part for part in (turns, prompt.get("input")) if part)
+    asked = [turn["content"] for turn in turns or [] if turn.get("role") == "user"]
+    return str(asked[-1]) if asked else str(prompt)

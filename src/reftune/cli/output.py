@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,24 +12,41 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 from transformers import TrainerCallback
 from transformers.utils import logging as transformers_logging
 
-__all__ = ["JsonFlag", "TrainingProgress", "bar", "consoles", "emit", "quiet_libraries"]
+__all__ = ["JsonFlag", "TrainingProgress", "bar", "consoles", "emit", "quiet_libraries", "say"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
     """(for results, for progress).  With --json both are stderr."""
-    progress = Console(stderr=True)
-    return (progress if as_json else Console(), progress)
+    # emoji=False: what a model writes is printed as it is, and it may write :smile:
+    progress = Console(stderr=True, emoji=False, highlight=False)
+    return (progress if as_json else Console(emoji=False, highlight=False), progress)
+
+
+def say(console: Console, text: str, *, style: str = "") -> None:
+    """Print what a user or a model wrote: no markup in it, and no line breaks but its own."""
+    console.print(Text(text, style=style), soft_wrap=True)
 
 
 def emit(result: dict[str, Any]) -> None:
     """The one object of --json."""
-    json.dump(result, sys.stdout, ensure_ascii=False)
+    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    json.dump(_finite(result), sys.stdout, ensure_ascii=not readable, allow_nan=False)
     sys.stdout.write("\n")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: null in its place."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def quiet_libraries() -> None:
@@ -47,15 +65,22 @@ def bar(console: Console, what: str, total: int) -> Iterator[Any]:
 
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    return Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[note]}"), console=console)
+    left = (TextColumn("[dim]left[/dim]"), TimeRemainingColumn())
+    return Progress(*columns, *left, TextColumn("{task.fields[note]}"), console=console)
 
 
 class TrainingProgress(TrainerCallback):
-    """Trainer's steps and loss as a progress bar of ours."""
+    """Trainer's steps and loss as a progress bar of ours.  Use it in `with`, which gives the cursor back."""
 
     def __init__(self, console: Console) -> None:
         self.progress = _progress(console)
         self.task: Any = None
+
+    def __enter__(self) -> TrainingProgress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.start()

@@ -23,7 +23,9 @@ from .output import JsonFlag, consoles, emit, quiet_libraries
 
 __all__ = ["show"]
 
-EXAMPLE = """Show the sites and parameters of an adapter, or what a configuration would edit in a model.
+EXAMPLE = """Show which layers and tokens an adapter edits.
+
+For a model it shows what a configuration would edit in it.
 
 Examples:
 

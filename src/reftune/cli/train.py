@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 from rich.table import Table
+from rich.text import Text
 
 from ..errors import ReftuneError
 from ..training import RunConfig, RunResult, train_run
-from .output import JsonFlag, TrainingProgress, consoles, emit, quiet_libraries
+from .output import JsonFlag, TrainingProgress, consoles, emit, quiet_libraries, say
 
 __all__ = ["result_dict", "train"]
 
@@ -21,10 +24,13 @@ Examples:
 
     reftune train run.yaml
 
-    reftune train --model smollm2 --data train.jsonl --output my-adapter --positions f7+l7 --rank 8 --epochs 3
+    reftune train --model smollm2 --data train.jsonl --output my-adapter
 
-The YAML file has the keys model, data, output, eval_data, max_length, seed, dtype, reft (fields of ReftConfig) and
-training (fields of transformers.TrainingArguments). Flags win over the file.
+    reftune train run.yaml --rank 8 --lr 2e-3 --output another-adapter
+
+The file has the keys model, data, output, eval_data, max_length, seed,
+dtype, reft (fields of ReftConfig) and training (fields of transformers'
+TrainingArguments). Flags win over the file.
 """
 
 
@@ -40,8 +46,8 @@ def train(
     intervention: Annotated[str | None, typer.Option(help="loreft, direft, noreft …")] = None,
     learning_rate: Annotated[float | None, typer.Option("--lr", help="Peak learning rate.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows a step, per device.")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Tokens a row; the prompt is cut from the left.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step, per device.")] = None,
+    max_length: Annotated[int | None, typer.Option(help="Tokens a row; longer prompts are cut from the left.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in an output that holds a run.")] = False,
@@ -62,18 +68,26 @@ def train(
             "per_device_train_batch_size": batch_size,
         },
     )
+    missing = [name for name in ("model", "data", "output") if values.get(name) is None]
+    if missing and config is None:
+        raise typer.BadParameter(f"give CONFIG.yaml, or also the flags {', '.join(f'--{name}' for name in missing)}")
     run = RunConfig.from_mapping(values)
     results, progress = consoles(as_json)
     quiet_libraries()
-    result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[TrainingProgress(progress)])
+    with TrainingProgress(progress) as callback:
+        result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[callback])
+    if not math.isfinite(result.final_loss):
+        say(progress, "the loss is not a number: training diverged; try a lower learning rate", style="red")
     if as_json:
         emit(result_dict(result))
         return
     table = Table(show_header=False, box=None)
     for key, value in result_dict(result).items():
-        table.add_row(key.replace("_", " "), str(value))
+        shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
+        table.add_row(key.replace("_", " "), Text(shown))
     results.print(table)
-    results.print(f"\nTry it:  [bold]reftune chat {result.adapter_path}[/bold]")
+    results.print()
+    say(results, f"Try it:  reftune chat {shlex.quote(str(result.adapter_path))}")
 
 
 train.__doc__ = EXAMPLE
@@ -105,6 +119,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ReftuneError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ReftuneError(f"{str(path)!r} is not UTF-8 text") from error
     except yaml.YAMLError as error:
         raise ReftuneError(f"{str(path)!r} is not YAML: {error}") from error
     if not isinstance(values, dict):

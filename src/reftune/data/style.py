@@ -6,6 +6,7 @@ Must not know: models, files' formats.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,7 +68,9 @@ class PromptStyle:
 
     def write(self, folder: str | Path) -> None:
         """Put the style beside the adapter."""
-        (Path(folder) / STYLE_FILE).write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary = Path(folder) / f".{STYLE_FILE}"
+        temporary.write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(temporary, Path(folder) / STYLE_FILE)
 
 
 def _style_and_turns(record: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:

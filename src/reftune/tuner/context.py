@@ -71,6 +71,8 @@ class Frame:
     """Whether nothing said where the prompt ends, so that all there is was taken for it."""
     in_training: bool = False
     """Whether the call computes gradients for training, where a whole text is seldom a prompt."""
+    of_tokens: bool = True
+    """False for a model of pixels or sounds: each row that its blocks pass on is a prompt, whatever its length."""
     slot_cache: dict[PositionSpec, Slots] = field(default_factory=dict)
     mask_cache: dict[PositionSpec, Tensor] = field(default_factory=dict)
 
@@ -112,6 +114,7 @@ class Outer:
     prompt_length: Tensor | None = None
     labels: Tensor | None = None
     scored_columns: bool = False
+    generating: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,12 +235,12 @@ def _scores_columns(logits_to_keep: Any) -> bool:
     return bool(logits_to_keep) and logits_to_keep > 1
 
 
-def open_frame(role: Role, outer: Outer, given: Mapping[str, Any]) -> Frame | None:
+def open_frame(role: Role, outer: Outer, given: Mapping[str, Any]) -> Frame:
     """The frame of one call of a stack, from the arguments of its forward and from what is known above it."""
     tokens = given.get("input_ids")
     tokens = tokens if tokens is not None else given.get("inputs_embeds")
     if tokens is None or tokens.ndim < 2:
-        return None
+        return Frame(0, 0, of_tokens=False)
     batch, width = tokens.shape[:2]
     past = cached_length(given.get("past_key_values")) if role != "encoder" else 0
     if isinstance(past, Tensor) and not torch.compiler.is_compiling():

@@ -60,6 +60,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         self.state = state
         self.has_tokens = has_tokens
         self.groups: dict[str, list[ReftGroup]] = {}
+        self.fresh: set[str] = set()
         self.host_device, self.host_dtype = _device_and_dtype(host)
         self.merged_adapters: list[str] = []
         self._disable_adapters = False
@@ -71,6 +72,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         """Add the adapter: one Φ for each unit of each group."""
         self.host_device, self.host_dtype = _device_and_dtype(host)
         self.groups[adapter_name] = list(groups)
+        self.fresh.add(adapter_name)
         for unit in self.units(adapter_name):
             if unit.bank not in self._modules:
                 self.add_module(unit.bank, nn.ModuleDict())
@@ -88,6 +90,10 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             found = self._modules[name]
             if isinstance(found, nn.ModuleDict) and adapter_name in found:
                 del found[adapter_name]
+        empty = [name for name in self.adapter_layer_names if not self._modules[name]]
+        for name in empty:
+            del self._modules[name]
+        self.adapter_layer_names = tuple(name for name in self.adapter_layer_names if name not in empty)
 
     def units(self, adapter_name: str) -> list[Unit]:
         """All Φ of the adapter at this site, empty if it has none here."""
@@ -109,11 +115,14 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         return found
 
     def cast_adapter(self, adapter_name: str, dtype: torch.dtype | None = None) -> None:
-        """Store a fresh adapter in `dtype`, by default the host's, and initialise it in that dtype."""
+        """Store an adapter in `dtype`, by default the host's; the first time, initialise it in that dtype."""
         for unit in self.units(adapter_name):
             phi = self.phi(adapter_name, unit)
             phi.to(dtype or self.host_dtype)
-            phi.reset_parameters()
+            # PEFT casts again after it has loaded weights
+            if adapter_name in self.fresh:
+                phi.reset_parameters()
+        self.fresh.discard(adapter_name)
 
     def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
         names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
@@ -182,7 +191,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
 
     def _frame(self, h: Tensor) -> Frame | None:
         frame = self.state.frame
-        if frame is None and not self.has_tokens:
+        if (not self.has_tokens) if frame is None else (not frame.of_tokens):
             # not a language model: the rows of h are the prompts
             width = h.shape[1] if h.ndim == 3 else 1
             return _frame_of_full_rows(h.shape[0], width, h.device)
@@ -192,9 +201,13 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         names = self.state.outer.adapter_names
         if names is None:
             return self._edit_with(h, frame, [a for a in self.active_adapters if a in self.groups], None)
-        if h.shape[0] % len(names):
-            raise ValueError(f"adapter_names has {len(names)} entries for a batch of {h.shape[0]} rows")
-        times = h.shape[0] // len(names)
+        # generate repeats the rows of the batch for beams and for several sequences
+        times = h.shape[0] // len(names) if self.state.outer.generating else 1
+        if h.shape[0] != times * len(names):
+            raise ValueError(
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(names)} and {h.shape[0]} respectively."
+            )
         per_row = [name for name in names for _ in range(times)]
         for adapter in sorted(set(names) - {BASE}):
             if adapter in self.groups:

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
@@ -36,6 +37,15 @@ class ReftModel(BaseTuner):
     prefix = PREFIX
     tuner_layer_cls = ReftLayer
     target_module_mapping: dict[str, list[str]] = {}  # noqa: RUF012 — as PEFT declares it
+
+    def __init__(self, model: nn.Module, peft_config: Any, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        below = model.peft_config if isinstance(model, PeftModel) else None
+        if below is not None:
+            # PEFT would write into the table of the adapters below, where a name such as "default" is taken.
+            self.peft_config = {}
+        super().__init__(model, peft_config, adapter_name, *args, **kwargs)
+        if below is not None:
+            model.peft_config = below  # type: ignore[assignment]
 
     # --- injection ------------------------------------------------------------------------------------------------
 
@@ -195,8 +205,7 @@ class ReftModel(BaseTuner):
                 f"Trying to infer with non-existing adapter(s): {', '.join(sorted(unknown))}; "
                 f"valid are {', '.join([*self.peft_config, BASE])}"
             )
-        named = [kwargs.get(key) for key in ("input_ids", "inputs", "inputs_embeds")]
-        candidates = [*named, *args, *kwargs.values()]
+        candidates = [kwargs.get(key) for key in ("input_ids", "inputs", "inputs_embeds")] + list(args[:1])
         tokens = next((x for x in candidates if isinstance(x, torch.Tensor)), None)
         if tokens is not None and len(tokens) != len(names):
             raise ValueError(

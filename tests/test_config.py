@@ -1,0 +1,262 @@
+"""`ReftConfig`: what is saved comes back, what is wrong is refused when it is made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+from peft import PeftConfig, TaskType
+
+from reftune import INTERVENTIONS, ReftConfig
+from reftune.config import COMPONENTS, INITS, TIES, ReftGroup, resolve_layers
+
+EVERY_FIELD = {
+    "task_type": TaskType.CAUSAL_LM,
+    "base_model_name_or_path": "some/model",
+    "revision": "main",
+    "inference_mode": True,
+    "r": 3,
+    "layers": [1, -1, 0.5],
+    "component": "attention_head[2]",
+    "positions": "f2+l3",
+    "tie": "none",
+    "intervention": "direft",
+    "dropout": 0.25,
+    "act_fn": "silu",
+    "init": "random",
+    "init_weights": False,
+    "vector": "given",
+    "subspaces": [[0], [1, 2]],
+    "active_subspaces": [1],
+    "groups": [{"layers": [0], "positions": "f1", "tie": "all"}, {"layers": "1;2", "positions": "l1"}],
+    "target_modules": r"model\.layers\.1",
+    "exclude_modules": r"model\.layers\.3",
+    "modules_to_save": ["score"],
+}
+OF_PEFT = {"peft_type", "auto_mapping", "peft_version"}
+
+
+# What is saved ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:vector='given'")
+def test_every_field_comes_back(tmp_path: Path) -> None:
+    config = ReftConfig(**EVERY_FIELD)
+    default = ReftConfig()
+    same = {f.name for f in fields(config) if getattr(config, f.name) == getattr(default, f.name)}
+    assert same == OF_PEFT, "a field was added: give it a value here"
+
+    config.save_pretrained(str(tmp_path))
+    assert PeftConfig.from_pretrained(str(tmp_path)) == config
+    assert ReftConfig.from_pretrained(str(tmp_path)) == config
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"target_modules": ["a", "b"], "exclude_modules": ("c",)},
+        {"layers": range(0, 6, 2)},
+        {"layers": (3, 0.5)},
+        {"layers": "all"},
+        {"subspaces": ((0, 1), (2, 3)), "active_subspaces": (0,)},
+        {"groups": ({"layers": (1, 2)}, {"layers": range(3, 5), "subspaces": ((0,), (1, 2, 3))})},
+        {"intervention": "consreft"},
+    ],
+)
+def test_forms_of_lists_come_back(given: dict[str, Any], tmp_path: Path) -> None:
+    config = ReftConfig(**given)
+    config.save_pretrained(str(tmp_path))
+    assert PeftConfig.from_pretrained(str(tmp_path)) == config
+
+
+def test_the_default_is_the_identity_where_there_is_one() -> None:
+    for name, kind in INTERVENTIONS.items():
+        wanted = "identity" if kind.supports_identity(None) else "paper"
+        assert ReftConfig(intervention=name).init == wanted
+    assert ReftConfig(act_fn="gelu").init == "paper"
+
+
+def test_init_weights_false_is_a_random_start() -> None:
+    config = ReftConfig(init_weights=False, groups=[{"layers": 0}, {"layers": 1, "act_fn": "relu"}])
+    assert [group.init for group in config.resolved_groups()] == ["random", "random"]
+
+
+def test_an_unknown_key_in_the_file_is_reported(tmp_path: Path) -> None:
+    ReftConfig().save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "from_the_future": 1}))
+    with pytest.warns(UserWarning, match="from_the_future"):
+        PeftConfig.from_pretrained(str(tmp_path))
+
+
+# Groups ---------------------------------------------------------------------------------------------
+
+
+def test_groups_override_only_what_they_name() -> None:
+    config = ReftConfig(
+        r=2, positions="l1", groups=[{"layers": [0], "r": 5}, {"layers": [1], "intervention": "consreft"}]
+    )
+    first, second = config.resolved_groups()
+    assert (first.r, first.positions, first.layers, first.init) == (5, "l1", [0], "identity")
+    assert (second.r, second.intervention, second.init) == (2, "consreft", "paper")
+
+
+def test_a_group_is_all_of_the_fields_that_it_may_name() -> None:
+    names = {f.name for f in fields(ReftGroup)}
+    assert names <= {f.name for f in fields(ReftConfig)}
+    for name in names - {"layers", "subspaces", "active_subspaces"}:
+        value = getattr(ReftConfig(), name)
+        assert getattr(ReftConfig(groups=[{name: value}]).resolved_groups()[0], name) == value
+
+
+def test_active_rows() -> None:
+    config = ReftConfig(subspaces=[[0], [1, 3], [2]], active_subspaces=[1, 2])
+    assert config.resolved_groups()[0].active_rows == {1, 2, 3}
+    assert ReftConfig(r=3).resolved_groups()[0].active_rows == {0, 1, 2}
+
+
+# What is wrong ---------------------------------------------------------------------------------------------
+
+WRONG = [
+    # field, bad value, what the message must tell of what is valid
+    ("r", 0, "at least 1"),
+    ("r", 2.5, "at least 1"),
+    ("r", True, "at least 1"),
+    ("r", "4", "at least 1"),
+    ("layers", "3;x", "fraction"),
+    ("layers", "", "fraction"),
+    ("layers", [], "fraction"),
+    ("layers", 1.5, "fraction"),
+    ("layers", True, "fraction"),
+    ("layers", [[1]], "fraction"),
+    ("layers", {"a": 1}, "fraction"),
+    ("component", "mlp", "mlp_output"),
+    ("component", "attention_head", "attention_head[i]"),
+    ("component", 3, "block_output"),
+    ("positions", "first", "f<p>"),
+    ("positions", "f1l1", "f<p>"),
+    ("positions", 7, "f<p>"),
+    ("positions", None, "f<p>"),
+    ("tie", "some", "group"),
+    ("tie", ["all"], "group"),
+    ("intervention", "lora", "loreft"),
+    ("intervention", ["loreft"], "loreft"),
+    ("dropout", 1.0, "from 0"),
+    ("dropout", -0.1, "from 0"),
+    ("dropout", "0.1", "from 0"),
+    ("act_fn", "swish", "silu"),
+    ("act_fn", ["silu"], "silu"),
+    ("init", "zeros", "paper"),
+    ("init_weights", "gaussian", "True or False"),
+    ("vector", "fixed", "learned"),
+    ("subspaces", [[0], [1]], "0..3"),
+    ("subspaces", [[0, 1], [1, 2, 3]], "0..3"),
+    ("subspaces", [[0, 1, 2, 3], []], "0..3"),
+    ("subspaces", 4, "0..3"),
+    ("active_subspaces", [0], "needs subspaces"),
+    ("groups", [], "list of dicts"),
+    ("groups", {"layers": 1}, "list of dicts"),
+    ("groups", [{"rank": 1}], "layers"),
+    ("groups", ["loreft"], "layers"),
+    ("target_modules", 3, "list of names"),
+    ("exclude_modules", [3], "list of names"),
+    ("modules_to_save", 3, "list of names"),
+]
+
+
+@pytest.mark.parametrize("name, bad, valid", WRONG, ids=[f"{name}={bad!r}" for name, bad, _ in WRONG])
+def test_a_wrong_value_is_refused_and_quoted(name: str, bad: Any, valid: str) -> None:
+    with pytest.raises(ValueError) as error:
+        ReftConfig(**{name: bad})
+    message = str(error.value)
+    assert name in message
+    assert valid in message
+    shown = sorted(bad[0]) if name == "groups" and bad and isinstance(bad, list) and isinstance(bad[0], dict) else bad
+    assert (repr(shown) if not isinstance(shown, str) else shown) in message
+
+
+@pytest.mark.parametrize("name, bad, valid", [w for w in WRONG if w[0] in {"r", "tie", "positions", "component"}])
+def test_groups_are_checked_too(name: str, bad: Any, valid: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        ReftConfig(groups=[{"layers": 0}, {"layers": 1, name: bad}])
+
+
+@pytest.mark.parametrize("chosen", [[], [2], [-1], 0, [[0]], ["0"]])
+def test_active_subspaces_are_indices_of_subspaces(chosen: Any) -> None:
+    with pytest.raises(ValueError, match=r"active_subspaces=.*0\.\.1"):
+        ReftConfig(subspaces=[[0], [1, 2, 3]], active_subspaces=chosen)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"init": "identity", "intervention": "consreft"}, "cannot be the identity"),
+        ({"init": "identity", "act_fn": "relu"}, "cannot be the identity"),
+        ({"init": "identity", "init_weights": False}, "init='random'"),
+        ({"positions": "all", "tie": "none"}, "use tie='all'"),
+        ({"positions": "prompt", "tie": "group"}, "use tie='all'"),
+        ({"intervention": "red", "subspaces": [[0, 1, 2, 3]]}, "no rank"),
+        ({"layers": [1], "target_modules": ["lin0"]}, "both say what is edited"),
+        ({"groups": [{"layers": 1}], "target_modules": ["lin0"]}, "both say what is edited"),
+        ({"task_type": "TRANSLATION"}, "Invalid task type"),
+    ],
+)
+def test_combinations_that_cannot_be(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ReftConfig(**given)
+
+
+@pytest.mark.parametrize("given, name", [({"positions": "f0"}, "positions"), ({"vector": "given"}, "vector")])
+def test_an_option_without_effect_warns(given: dict[str, Any], name: str) -> None:
+    with pytest.warns(UserWarning, match=f"{name}=.*(no effect|no token)"):
+        ReftConfig(**given)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+@pytest.mark.parametrize("tie", TIES)
+def test_every_component_and_tie_is_valid(component: str, tie: str) -> None:
+    group = ReftConfig(component=component.replace("[i]", "[3]"), tie=tie).resolved_groups()[0]
+    assert group.head == (3 if "[" in component else None)
+    assert group.tie == tie
+
+
+@pytest.mark.parametrize("init", INITS)
+def test_every_init_is_valid(init: str) -> None:
+    assert ReftConfig(init=init).resolved_groups()[0].options.init == init
+
+
+# Layers ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layers, count, wanted",
+    [
+        ("all", 3, [0, 1, 2]),
+        ("ALL ", 2, [0, 1]),
+        (0, 5, [0]),
+        (-1, 5, [4]),
+        (0.5, 30, [15]),
+        (0.5, 5, [2]),
+        (0.0, 4, [0]),
+        (1.0, 4, [3]),
+        ([3, 0, -1], 5, [0, 3, 4]),
+        ([0, 0.5], 8, [0, 4]),
+        ("3;9;18;24", 32, [3, 9, 18, 24]),
+        ("3, 9", 10, [3, 9]),
+        ("-2;0.5", 10, [5, 8]),
+        (["1;2", 4], 6, [1, 2, 4]),
+    ],
+)
+def test_layers(layers: Any, count: int, wanted: list[int]) -> None:
+    assert resolve_layers(layers, count) == wanted
+    assert ReftConfig(layers=layers).layers == layers
+
+
+@pytest.mark.parametrize("layers, message", [(5, "0..4"), (-6, "0..4"), ("1;9", "layer 9"), ([0, -5], "twice")])
+def test_layers_that_the_model_does_not_have(layers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_layers(layers, 5)
