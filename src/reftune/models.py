@@ -23,7 +23,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import find_adapter_config_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .errors import ReftuneError
 
@@ -108,8 +108,10 @@ def load_base(name: str, *, dtype: torch.dtype | str = "auto") -> tuple[PreTrain
     resolved = resolve_model(name)
     if Path(resolved).is_dir() and is_adapter(resolved):
         raise ReftuneError(f"{name!r} holds an adapter, not a base model; name the model that it was trained on")
+    hub = _hub_arguments(resolved)
     try:
-        model = AutoModelForCausalLM.from_pretrained(resolved, dtype=dtype, **_hub_arguments(resolved))
+        # transformers looks for an adapter as well, and asks for that by arguments of its own
+        model = AutoModelForCausalLM.from_pretrained(resolved, dtype=dtype, adapter_kwargs=hub, **hub)
         return model, load_tokenizer(resolved)
     except (OSError, ValueError) as error:
         raise ReftuneError(
@@ -179,7 +181,7 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
     return target
 
 
-def _hub_arguments(name: str | Path) -> dict[str, bool]:
+def _hub_arguments(name: str | Path) -> dict[str, Any]:
     """Where the Hub cannot be reached, only the cache is asked: without it each file is tried for half a minute."""
     return {} if Path(name).is_dir() or _hub_is_reachable() else {"local_files_only": True}
 

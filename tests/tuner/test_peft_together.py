@@ -17,7 +17,7 @@ from tests.tuner.adapters import LAYERS, adapted, config, inputs, logits, train_
 GENERATE = {"max_new_tokens": 4, "do_sample": False}
 
 
-# On a LoRA ---------------------------------------------------------------------------------------------------------------
+# On a LoRA --------------------------------------------------------------------------------------
 
 
 def lora() -> Any:
@@ -104,7 +104,7 @@ def test_encoder_and_decoder(layers: Any, stacks: set[str], tmp_path: Path) -> N
     assert torch.equal(again.generate(**given, **GENERATE), model.generate(**given, **GENERATE))
 
 
-# Without a PeftModel -----------------------------------------------------------------------------------------------------
+# Without a PeftModel --------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -130,8 +130,10 @@ def test_transformers_own_methods(saved_base: str) -> None:
     assert not torch.equal(first, second)
     model.set_adapter("one")
     assert torch.equal(logits(model), first)
+    model.set_adapter(["one", "two"])
     with pytest.raises(ValueError, match="overlapping"):
-        model.set_adapter(["one", "two"])
+        logits(model)
+    model.set_adapter("one")
     assert torch.equal(logits(model), first)
     model.disable_adapters()
     assert torch.equal(logits(model), base)

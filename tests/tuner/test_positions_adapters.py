@@ -111,8 +111,10 @@ def test_two_adapters_in_disjoint_subspaces_add_up() -> None:
 
 def test_overlapping_adapters_are_refused() -> None:
     model = with_two({"positions": "f2"}, {"positions": "f1+l1"})
-    with pytest.raises(ValueError, match="overlapping positions"):
+    with pytest.warns(UserWarning, match="overlapping positions"):
         model.base_model.set_adapter(["default", "other"])
+    with pytest.raises(ValueError, match="overlapping positions"):
+        model(random_tokens(1, 5))
 
 
 @pytest.mark.parametrize("lengths", [(1, 3), (2, 9)])

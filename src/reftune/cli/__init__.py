@@ -16,7 +16,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Entry point of the command."""
-    missing = [name for name in ("typer", "rich", "yaml", "datasets", "accelerate") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("typer", "rich", "yaml", "datasets", "accelerate") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         sys.exit(f"reftune: the command needs {', '.join(missing)}: run `pip install 'reftune[cli]'`")
     _quiet_imports()
@@ -28,7 +30,16 @@ def main() -> None:
 def _quiet_imports() -> None:
     """What libraries say of themselves when they are imported is nothing that a user of the command can act on."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
-    for noisy in ("transformers", "huggingface_hub", "httpx", "datasets", "torch", "filelock", "fsspec", "bitsandbytes"):
+    for noisy in (
+        "transformers",
+        "huggingface_hub",
+        "httpx",
+        "datasets",
+        "torch",
+        "filelock",
+        "fsspec",
+        "bitsandbytes",
+    ):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     if not (sys.warnoptions or os.environ.get("REFTUNE_DEBUG")):
         for category in (DeprecationWarning, FutureWarning):

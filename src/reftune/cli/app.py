@@ -27,14 +27,19 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def options(
-    show_version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-) -> None:
-    """Representation finetuning (ReFT): train, try and inspect adapters of language models."""
-    if show_version:
+def _print_version(asked: bool) -> None:
+    if asked:
         typer.echo(f"reftune {version('reftune')}")
         raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    """Representation finetuning (ReFT): train, try and inspect adapters of language models."""
 
 
 app.command("demo")(demo.demo)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -15,8 +14,9 @@ from rich.text import Text
 
 from ..config import ReftConfig
 from ..data import encode_prompt
-from ..models import load_adapter, load_base
-from ..positions import segments_of_full_rows, slots
+from ..errors import ReftuneError
+from ..models import is_adapter, load_adapter, load_base
+from ..positions import PositionSpec, segments_of_full_rows, slots
 from ..tuner import ReftLayer
 from .generate import style_for
 from .output import JsonFlag, consoles, emit, quiet_libraries
@@ -65,10 +65,10 @@ def show(
 ) -> None:
     results, _ = consoles(as_json)
     quiet_libraries()
-    is_adapter = base is not None or (Path(target) / "adapter_config.json").is_file()
-    if is_adapter:
+    if base is not None or is_adapter(target):
         model, tokenizer = load_adapter(target, base=base)
     else:
+        # what is wrong with the configuration is told before the model is loaded
         config = ReftConfig(
             r=rank, layers=layers, positions=positions, intervention=intervention, task_type="CAUSAL_LM"
         )
@@ -78,6 +78,9 @@ def show(
         model = adapted
     ids = encode_prompt(style_for(target, tokenizer).record(prompt), tokenizer)
     edits = [edit for name, layer in _layers(model) for edit in _edits(name, layer, len(ids))]
+    if not edits:
+        kinds = ", ".join(str(config.to_dict()["peft_type"]) for config in model.peft_config.values())
+        raise ReftuneError(f"{target!r} is an adapter of the method {kinds}, not of ReFT: it edits no hidden states")
     trained = sum(edit.parameters for edit in edits)
     total = sum(p.numel() for name, p in model.named_parameters() if "intervention_" not in name)
     pieces = [str(tokenizer.decode([token])) for token in ids]
@@ -97,26 +100,34 @@ def _layers(model: PeftModel) -> Iterable[tuple[str, ReftLayer]]:
 
 def _edits(name: str, layer: ReftLayer, prompt_tokens: int) -> Iterable[Edit]:
     """What each group of each adapter does at one site, on a prompt of so many tokens."""
-    for adapter in layer.groups:
-        for group in layer.groups[adapter]:
-            units = [unit for unit in layer.units(adapter) if unit.group is group]
-            count = sum(p.numel() for unit in units for p in layer.phi(adapter, unit).parameters())
-            spec = group.spec
-            tokens: tuple[int, ...] | None = None
-            if spec.scope in ("prompt", "all"):
-                tokens = tuple(range(prompt_tokens))
-            elif spec.scope == "span":
-                segments = segments_of_full_rows(1, prompt_tokens, torch.device("cpu"))
-                found = slots(spec, segments, 0, prompt_tokens)
-                tokens = tuple(sorted(found.columns[found.valid].tolist()))
-            host = name.rpartition(".")[0].removeprefix("base_model.model.")
-            yield Edit(layer.layer, host, group.component, group.intervention, group.positions, group.r, count, tokens)
+    groups = [(adapter, group) for adapter in layer.groups for group in layer.groups[adapter]]
+    spans = [group.spec for _, group in groups if group.spec.scope == "span"]
+    # groups of one site give way to each other on a short prompt
+    joint = PositionSpec("span", max((s.first for s in spans), default=0), max((s.last for s in spans), default=0))
+    for adapter, group in groups:
+        units = [unit for unit in layer.units(adapter) if unit.group is group]
+        count = sum(p.numel() for unit in units for p in layer.phi(adapter, unit).parameters())
+        spec = group.spec
+        tokens: tuple[int, ...] | None = None
+        if spec.scope in ("prompt", "all"):
+            tokens = tuple(range(prompt_tokens))
+        elif spec.scope == "span":
+            tokens = _edited(spec, joint, prompt_tokens)
+        host = name.rpartition(".")[0].removeprefix("base_model.model.")
+        yield Edit(layer.layer, host, group.component, group.intervention, str(spec), group.r, count, tokens)
+
+
+def _edited(spec: PositionSpec, joint: PositionSpec, prompt_tokens: int) -> tuple[int, ...]:
+    """Prompt tokens that `spec` edits where all groups together have the slots of `joint`."""
+    found = slots(joint, segments_of_full_rows(1, prompt_tokens, torch.device("cpu")), 0, prompt_tokens)
+    own = [*range(spec.first), *range(joint.count - spec.last, joint.count)]
+    return tuple(sorted(int(found.columns[0, i]) for i in own if found.valid[0, i]))
 
 
 def _as_dict(target: str, edits: list[Edit], pieces: list[str], trained: int, total: int) -> dict[str, Any]:
     sites = [{key: value for key, value in edit._asdict().items() if key != "tokens"} for edit in edits]
     tokens = [
-        {"index": i, "token": piece, "layers": [e.layer for e in edits if e.tokens is not None and i in e.tokens]}
+        {"index": i, "token": piece, "layers": sorted({e.layer for e in edits if e.tokens and i in e.tokens})}
         for i, piece in enumerate(pieces)
     ]
     return {
@@ -145,16 +156,24 @@ def _print(console: Console, edits: list[Edit], pieces: list[str]) -> None:
         )
     console.print(table)
     for i, rows in enumerate(alike.values()):
-        first = rows[0]
+        first, style = rows[0], COLOURS[i % len(COLOURS)]
         console.print(f"\n[bold]layers {_ranges([edit.layer for edit in rows])}[/bold], edited tokens marked:")
-        text = Text()
-        for index, piece in enumerate(pieces):
-            edited = first.tokens is not None and index in first.tokens
-            shown = piece.replace("\n", "⏎\n") if not edited else piece.replace("\n", "⏎")
-            text.append(shown, style=COLOURS[i % len(COLOURS)] if edited else "dim")
-        console.print(text)
-        if first.positions in ("all", "response"):
-            console.print(Text("… and every generated token", style=COLOURS[i % len(COLOURS)]))
+        console.print(_picture(console, first.tokens or (), pieces, style))
+        if first.positions == "all":
+            console.print(Text("… and every generated token", style=style))
+        if first.positions == "response":
+            console.print(Text("no token of the prompt, every generated token", style=style))
+
+
+def _picture(console: Console, edited: tuple[int, ...], pieces: list[str], style: str) -> Text:
+    """The prompt with the edited tokens in colour; where there is none (a pipe, NO_COLOR), in brackets."""
+    coloured = console.is_terminal and console.color_system is not None and not console.no_color
+    text = Text()
+    for index, piece in enumerate(pieces):
+        marked = index in edited
+        shown = piece.replace("\n", "⏎" if marked else "⏎\n")
+        text.append(shown if coloured or not marked else f"⟦{shown}⟧", style=style if marked else "dim")
+    return text
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -5,6 +5,7 @@ Must not know: the command line, tasks.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import ReftConfig
-from ..data import build_dataset, load_records
+from ..data import build_dataset
+from ..data.records import read_records
 from ..data.style import PromptStyle
 from ..errors import ReftuneError
 from ..models import load_base, save_adapter
@@ -28,6 +30,8 @@ from .trainer import ReftTrainer
 __all__ = ["RunConfig", "RunResult", "train_run"]
 
 CHECKPOINTS = "checkpoints"
+# enough for two digits, and a small part of the time that training on many more took
+FINAL_LOSS_ROWS = 512
 TRAINING_DEFAULTS: dict[str, Any] = {
     "learning_rate": 9e-4,
     "num_train_epochs": 3,
@@ -66,10 +70,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "float32", "bfloat16", "float16"):
             raise ReftuneError(f"dtype={self.dtype!r} is not valid; use auto, float32, bfloat16 or float16")
+        for name in ("model", "output"):
+            if not isinstance(getattr(self, name), str):
+                raise ReftuneError(f"{name}={getattr(self, name)!r} is not valid; it is a text")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ReftuneError(f"seed={self.seed!r} is not valid; use a whole number from 0")
         if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 2):
             raise ReftuneError(f"max_length={self.max_length!r} is not valid; use a number of tokens, or null for any")
         _refuse_unknown("reft", self.reft, {f.name for f in fields(ReftConfig)})
-        _refuse_unknown("training", self.training, {f.name for f in fields(TrainingArguments)} - {"output_dir"})
+        # output_dir and seed are output and seed of the configuration itself
+        valid = {f.name for f in fields(TrainingArguments) if f.init} - {"output_dir", "seed"}
+        _refuse_unknown("training", self.training, valid)
+        self.reft = {key: _number(value) for key, value in self.reft.items()}
         self.training = {key: _number(value) for key, value in self.training.items()}
         self.reft_config()
 
@@ -93,12 +105,20 @@ class RunConfig:
         return ReftConfig(**{"task_type": "CAUSAL_LM", **self.reft})
 
     def training_arguments(self) -> TrainingArguments:
-        """Trainer's arguments, with ours where none are given."""
+        """Trainer's arguments, with ours where none are given.
+
+        Raises:
+            ReftuneError: they contradict each other, or one has a value that transformers does not know.
+        """
         given = {**TRAINING_DEFAULTS, **self.training}
         if self.eval_data is not None:
-            given.setdefault("eval_strategy", given["save_strategy"])
+            known = given["save_strategy"] in ("no", "steps", "epoch")
+            given.setdefault("eval_strategy", given["save_strategy"] if known else "epoch")
         given.setdefault("use_cpu", not torch.cuda.is_available() and not torch.backends.mps.is_available())
-        return TrainingArguments(output_dir=str(Path(self.output) / CHECKPOINTS), seed=self.seed, **given)
+        try:
+            return TrainingArguments(output_dir=str(Path(self.output) / CHECKPOINTS), seed=self.seed, **given)
+        except (TypeError, ValueError, ImportError) as error:
+            raise ReftuneError(f"training is not valid: {error}") from error
 
 
 @dataclass
@@ -109,6 +129,7 @@ class RunResult:
     tokenizer: PreTrainedTokenizerBase
     adapter_path: Path
     final_loss: float
+    """After training, on the training data (its first `FINAL_LOSS_ROWS` rows)."""
     seconds: float
     trainable_parameters: int
     trainable_percent: float
@@ -138,12 +159,14 @@ def train_run(
     """
     output = Path(config.output)
     checkpoint = _checkpoint(output, resume=resume, overwrite=overwrite)
+    arguments = config.training_arguments()
     # data first: it is what is most often wrong, and a model takes longer to load
-    records: Any = load_records(config.data)
-    style = PromptStyle.of_records(records)
+    style = PromptStyle.of_records(read_records(config.data).records)
+    if config.eval_data is not None:
+        read_records(config.eval_data)
     set_seed(config.seed)
     base, tokenizer = load_base(config.model, dtype=config.dtype)
-    dataset: Any = build_dataset(records, tokenizer, max_length=config.max_length)
+    dataset: Any = build_dataset(config.data, tokenizer, max_length=config.max_length)
     eval_dataset: Any = None
     if config.eval_data is not None:
         eval_dataset = build_dataset(config.eval_data, tokenizer, max_length=config.max_length)
@@ -151,7 +174,7 @@ def train_run(
     assert isinstance(model, PeftModel)
     trainer = ReftTrainer(
         model=model,
-        args=config.training_arguments(),
+        args=arguments,
         train_dataset=dataset,
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
@@ -161,13 +184,17 @@ def train_run(
         # Trainer's own two write to stdout and over each other
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
+    if overwrite:
+        # only now, when nothing is wrong with the run that takes its place
+        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
     save_adapter(model, output)
     style.write(output)
     model.eval()
-    final_loss = trainer.evaluate(dataset, metric_key_prefix="train")["train_loss"]
+    head = dataset.select(range(min(len(dataset), FINAL_LOSS_ROWS)))
+    final_loss = trainer.evaluate(head, metric_key_prefix="train")["train_loss"]
     eval_loss = trainer.evaluate()["eval_loss"] if eval_dataset is not None else None
     trained, total = model.get_nb_trainable_parameters()
     history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
@@ -187,6 +214,8 @@ def train_run(
 
 def _checkpoint(output: Path, *, resume: bool, overwrite: bool) -> str | None:
     """The checkpoint to go on from; makes sure that nothing is overwritten unasked."""
+    if resume and overwrite:
+        raise ReftuneError("resume and overwrite contradict each other; use one of them")
     checkpoints = output / CHECKPOINTS
     last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if resume:
@@ -199,8 +228,6 @@ def _checkpoint(output: Path, *, resume: bool, overwrite: bool) -> str | None:
             f"{str(output)!r} holds a run already; use --resume to go on with it, --overwrite to start anew, "
             "or another --output"
         )
-    if overwrite and checkpoints.is_dir():
-        shutil.rmtree(checkpoints)
     return None
 
 
@@ -215,10 +242,8 @@ def _refuse_unknown(where: str, values: Mapping[str, Any], valid: set[str]) -> N
 
 
 def _number(value: Any) -> Any:
-    """YAML reads 9e-4 as a text; as a number it is what was meant."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
+    """YAML reads 9e-4 and 1e3 as texts; as numbers they are what was meant.  Other texts stay as they are."""
+    if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
+        number = float(value)
+        return int(number) if number.is_integer() else number
     return value

@@ -124,22 +124,18 @@ class ReftLayer(nn.Module, BaseTunerLayer):
                 phi.reset_parameters()
         self.fresh.discard(adapter_name)
 
-    def set_adapter(self, adapter_names: str | list[str], inference_mode: bool = False) -> None:
-        names = [adapter_names] if isinstance(adapter_names, str) else list(adapter_names)
-        self.check_disjoint(names)
-        super().set_adapter(names, inference_mode)
-
-    def check_disjoint(self, adapter_names: Sequence[str]) -> None:
-        """Raise `ValueError` if two of the adapters edit the same rows of the rank at the same positions here."""
+    def overlap(self, adapter_names: Sequence[str]) -> str | None:
+        """What is wrong if two of the adapters edit the same rows of the rank at the same positions here."""
         for one, two in combinations(dict.fromkeys(adapter_names), 2):
             for a in self.groups.get(one, []):
                 for b in self.groups.get(two, []):
                     if groups_overlap(a, b):
-                        raise ValueError(
+                        return (
                             f"the adapters {one!r} and {two!r} both edit layer {self.layer} at overlapping positions "
                             f"({a.positions!r}, {b.positions!r}), so they cannot be active together; use positions "
                             "that are disjoint, or disjoint active_subspaces of the same subspaces"
                         )
+        return None
 
     def train(self, mode: bool = True) -> ReftLayer:
         for phi in self.modules():
@@ -200,7 +196,10 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def _edit_rows(self, h: Tensor, frame: Frame | None) -> Tensor:
         names = self.state.outer.adapter_names
         if names is None:
-            return self._edit_with(h, frame, [a for a in self.active_adapters if a in self.groups], None)
+            active = [a for a in self.active_adapters if a in self.groups]
+            if len(active) > 1 and (problem := self.overlap(active)) is not None:
+                raise ValueError(problem)
+            return self._edit_with(h, frame, active, None)
         # generate repeats the rows of the batch for beams and for several sequences
         times = h.shape[0] // len(names) if self.state.outer.generating else 1
         if h.shape[0] != times * len(names):

@@ -6,7 +6,8 @@ Must not know: training.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from ..config import ReftConfig, ReftGroup
+from ..interventions import Steer
 from ..peft_type import PREFIX
 from .calls import checkpoint_as_before, checkpoint_with_frame, install_generate, uninstall_generate
 from .context import WATCHED, CallState, Role, unwatch, watch
@@ -166,9 +168,36 @@ class ReftModel(BaseTuner):
         for module in self.model.modules():
             if isinstance(module, AuxiliaryTrainingWrapper):
                 module.check_set_adapter(adapter_name)
-        for layer in self._layers():
-            layer.check_disjoint(names)
         super().set_adapter(adapter_name, inference_mode)
+        # An error only when the model is called: until then, PEFT's users may have all adapters active to freeze, save
+        # or count them together.
+        problem = next((p for layer in self._layers() if (p := layer.overlap(names)) is not None), None)
+        if problem is not None:
+            warnings.warn(f"calling the model will fail: {problem}", stacklevel=2)
+
+    def set_vectors(
+        self, vectors: Mapping[int, torch.Tensor], *, adapter_name: str = "default", strength: float | None = None
+    ) -> None:
+        """Set v of `steer` interventions, layer → [d], and with `strength` their a; see `ReftConfig.vector`.
+
+        Raises:
+            ValueError: a layer has no `steer` intervention of this adapter, or a vector has another width.
+        """
+        steered: dict[int, list[Steer]] = {}
+        for layer in self._layers():
+            phis = [layer.phi(adapter_name, unit) for unit in layer.units(adapter_name)]
+            steered.setdefault(layer.layer, []).extend(phi for phi in phis if isinstance(phi, Steer))
+        valid = sorted(number for number, phis in steered.items() if phis)
+        unknown = sorted(set(vectors) - set(valid))
+        if unknown:
+            raise ValueError(
+                f"vectors names layers {unknown} that the adapter {adapter_name!r} does not steer; it steers {valid}"
+            )
+        for number, vector in vectors.items():
+            for phi in steered[number]:
+                phi.set_vector(vector)
+                if strength is not None:
+                    phi.a.data.fill_(strength)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Interventions are made in float32, which PEFT's default asks for.  Without it they take the dtype of what
