@@ -279,3 +279,15 @@ def test_lengths_are_whole_numbers() -> None:
 def test_a_span_has_no_token_mask() -> None:
     with pytest.raises(ValueError, match="have no token mask"):
         token_mask(PositionSpec("span", 1, 1), segments_of_full_rows(1, 4, CPU), 0, 4)
+
+
+def test_packed_rows_with_a_mask_of_padding() -> None:
+    """Restarts within the tokens that are kept part a row; those of padding do not."""
+    position_ids = torch.tensor([[0, 1, 2, 0, 1, 0], [1, 1, 0, 1, 2, 3]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0], [0, 0, 1, 1, 1, 1]])
+    segments = segments_from_position_ids(position_ids, 2, mask)
+    assert segments is not None
+    assert segments.rows.tolist() == [0, 0, 1]
+    assert segments.start.tolist() == [0, 3, 2]
+    assert segments.stop.tolist() == [3, 5, 6]
+    assert segments_from_position_ids(position_ids[1:], 1, mask[1:]) is None

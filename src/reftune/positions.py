@@ -186,22 +186,26 @@ def segments_from_mask(mask: Tensor) -> Segments:
     return Segments(torch.arange(batch, device=mask.device), start, end, end, batch)
 
 
-def segments_from_position_ids(position_ids: Tensor, batch: int) -> Segments | None:
+def segments_from_position_ids(position_ids: Tensor, batch: int, mask: Tensor | None = None) -> Segments | None:
     """position_ids [B, T] or [1, T] of packed rows: a segment begins where they do not go on by one.
 
-    None if no row restarts, so that the rows are not packed.
+    mask [B, T] says which columns are not padding; all of them if there is none.  None if no row restarts, so that the
+    rows are not packed.
     """
     if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch):
         return None
     position_ids = position_ids.expand(batch, -1)
-    total = position_ids.shape[1]
-    begins = torch.ones_like(position_ids, dtype=torch.bool)
-    begins[:, 1:] = position_ids[:, 1:] != position_ids[:, :-1] + 1
-    rows, start = begins.nonzero(as_tuple=True)
-    if rows.numel() == batch:
+    kept = torch.ones_like(position_ids, dtype=torch.bool) if mask is None else mask.bool()
+    whole = segments_from_mask(kept)
+    begins = torch.zeros_like(kept)
+    begins[:, 1:] = kept[:, 1:] & kept[:, :-1] & (position_ids[:, 1:] != position_ids[:, :-1] + 1)
+    if not bool(begins.any()):
         return None
-    stop = torch.full_like(start, total)
-    stop[:-1] = torch.where(rows[1:] == rows[:-1], start[1:], total)
+    columns = torch.arange(position_ids.shape[1], device=position_ids.device)[None]
+    begins |= kept & (columns == whole.start[:, None])
+    rows, start = begins.nonzero(as_tuple=True)
+    stop = whole.stop[rows]
+    stop[:-1] = torch.where(rows[1:] == rows[:-1], start[1:], stop[:-1])
     return Segments(rows, start, stop, stop, batch, one_per_row=False)
 
 

@@ -139,3 +139,11 @@ def test_with_a_dataset_and_in_a_worker(bpe: PreTrainedTokenizerFast) -> None:
         batch = next(iter(torch.utils.data.DataLoader(rows, batch_size=2, collate_fn=collator)))
         assert batch["prompt_length"].tolist() == dataset["prompt_length"]
         assert batch["labels"].shape == batch["input_ids"].shape
+
+
+def test_subspaces_stay_with_their_rows(bpe: PreTrainedTokenizerFast) -> None:
+    rows = [{"input_ids": [1, 2], "prompt_length": 1, "subspaces": [i]} for i in (0, 1)]
+    assert ReftCollator(bpe)(rows)["subspaces"] == [[0], [1]]
+    del rows[1]["subspaces"]
+    with pytest.raises(DataError, match="some have not"):
+        ReftCollator(bpe)(rows)

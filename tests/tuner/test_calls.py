@@ -13,7 +13,7 @@ import torch
 import transformers as tf
 from torch import Tensor
 
-from reftune import PositionError, ReftConfig
+from reftune import PositionError, ReftConfig, ReftLayer
 from reftune.positions import segments_from_mask
 from reftune.tuner.context import CallState, Frame, Outer
 from reftune.tuner.sites import find_root
@@ -25,9 +25,7 @@ IDS = random_tokens(2, 6)
 
 
 def state_of(model: Any) -> CallState:
-    return next(
-        module.state for module in model.modules() if hasattr(module, "check_disjoint") and hasattr(module, "state")
-    )
+    return next(module.state for module in model.modules() if isinstance(module, ReftLayer))
 
 
 def is_closed(model: Any) -> bool:

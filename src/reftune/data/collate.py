@@ -35,7 +35,8 @@ class ReftCollator:
     """Pads features with `input_ids` and `labels` or `prompt_length` (or both); other columns are ignored.
 
     The batch: `input_ids`, `attention_mask`, `labels` [B, T] and `prompt_length` [B], the number of prompt tokens of
-    each row, its padding not counted.
+    each row, its padding not counted.  If the features have `subspaces`, the parts of the rank that a row trains, the
+    batch has them as a list of lists.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class ReftCollator:
         self.pad_to_multiple_of = pad_to_multiple_of
         self._pad = pad
 
-    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+    def __call__(self, features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows: list[_Row] = []
         for index, feature in enumerate(features):
             try:
@@ -62,12 +63,18 @@ class ReftCollator:
         length = max(len(row.input_ids) for row in rows)
         step = self.pad_to_multiple_of or 1
         length = -(-length // step) * step
-        return {
+        batch: dict[str, Any] = {
             "input_ids": self._padded([row.input_ids for row in rows], length, self._pad),
             "attention_mask": self._padded([[1] * len(row.input_ids) for row in rows], length, 0),
             "labels": self._padded([row.labels for row in rows], length, IGNORE),
             "prompt_length": torch.tensor([row.prompt_length for row in rows], dtype=torch.long),
         }
+        chosen = [feature.get("subspaces") for feature in features]
+        if all(choice is not None for choice in chosen):
+            batch["subspaces"] = [_ints(choice) for choice in chosen]
+        elif any(choice is not None for choice in chosen):
+            raise DataError("some rows of the batch have 'subspaces' and some have not; give all of them some")
+        return batch
 
     def _padded(self, rows: list[list[int]], length: int, filler: int) -> Tensor:
         padded: list[list[int]] = []

