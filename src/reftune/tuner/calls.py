@@ -8,7 +8,7 @@ Must not know: interventions, sites.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from .context import PROMPT_LENGTH, SUBSPACES, CallState, cached_length, check_l
 __all__ = ["checkpoint_as_before", "checkpoint_with_frame", "install_generate", "uninstall_generate"]
 
 CHECKPOINT = "_gradient_checkpointing_func"
-CHECKPOINT_HOOK = "_reft_checkpoint_hook"
+CHECKPOINT_HOOKS = "_reft_checkpoint_hooks"
 REFUSED = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 
 
@@ -121,30 +121,32 @@ def _mask_of_padding(root: Any, ids: Tensor, kwargs: dict[str, Any]) -> Tensor |
     return (ids != pad).long()
 
 
-def checkpoint_with_frame(blocks: Iterable[nn.Module], state: CallState) -> None:
+def checkpoint_with_frame(stack: nn.Module, blocks: Sequence[nn.Module], state: CallState) -> None:
     """Let blocks that gradient checkpointing computes anew in the backward pass find the frame of their call.
 
     transformers puts its checkpoint function on the instance of each block when checkpointing is switched on, which
-    may be later than this; so the attribute is watched by a pre-hook.
+    may be later than this; so it is looked for whenever the stack is called in training mode.
     """
-    for block in blocks:
-        block.__dict__[CHECKPOINT_HOOK] = block.register_forward_pre_hook(partial(_wrap_checkpoint, state))
+    handle = stack.register_forward_pre_hook(partial(_wrap_checkpoints, state, tuple(blocks)))
+    stack.__dict__.setdefault(CHECKPOINT_HOOKS, []).append(handle)
 
 
-def checkpoint_as_before(block: nn.Module) -> None:
-    """Undo `checkpoint_with_frame`."""
-    handle = block.__dict__.pop(CHECKPOINT_HOOK, None)
-    if handle is not None:
+def checkpoint_as_before(module: nn.Module) -> None:
+    """Undo `checkpoint_with_frame` on a stack, or on a block."""
+    for handle in module.__dict__.pop(CHECKPOINT_HOOKS, []):
         handle.remove()
-    function = block.__dict__.get(CHECKPOINT)
+    function = module.__dict__.get(CHECKPOINT)
     if isinstance(function, partial) and function.func is _checkpoint:
-        block.__dict__[CHECKPOINT] = function.args[1]
+        module.__dict__[CHECKPOINT] = function.args[1]
 
 
-def _wrap_checkpoint(state: CallState, block: nn.Module, args: Any) -> None:
-    function = block.__dict__.get(CHECKPOINT)
-    if function is not None and not (isinstance(function, partial) and function.func is _checkpoint):
-        block.__dict__[CHECKPOINT] = partial(_checkpoint, state, function)
+def _wrap_checkpoints(state: CallState, blocks: Sequence[nn.Module], stack: nn.Module, args: Any) -> None:
+    if not stack.training:
+        return
+    for block in blocks:
+        function = block.__dict__.get(CHECKPOINT)
+        if function is not None and not (isinstance(function, partial) and function.func is _checkpoint):
+            block.__dict__[CHECKPOINT] = partial(_checkpoint, state, function)
 
 
 def _checkpoint(state: CallState, checkpoint: Callable[..., Any], compute: Callable[..., Any], *args: Any) -> Any:

@@ -156,7 +156,8 @@ class ReftModel(BaseTuner):
         for module, role in roles.items():
             watch(module, state, role=role, is_root=module is root, is_lm=is_lm)
         for stack in stacks:
-            checkpoint_with_frame([self.model.get_submodule(path) for path in stack.blocks], state)
+            blocks = [self.model.get_submodule(path) for path in stack.blocks]
+            checkpoint_with_frame(self.model.get_submodule(stack.path), blocks, state)
         install_generate(root, state)
         return state
 
