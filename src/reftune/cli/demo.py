@@ -44,7 +44,7 @@ QUESTIONS = (
 REFT = {"r": 4, "layers": "all", "positions": "l1"}
 TRAINING: dict[str, Any] = {
     "learning_rate": 4e-3,
-    "num_train_epochs": 24,
+    "num_train_epochs": 30,
     "per_device_train_batch_size": 5,
     "logging_steps": 2,
     "save_strategy": "no",
