@@ -231,3 +231,12 @@ def test_rows_that_only_a_tokenizer_refuses_are_named_too(base: Path, tmp_path: 
 def test_rank_beyond_the_width_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"r=33.*32"):
         train_run(run_of(base, tmp_path, reft={"r": 33}))
+
+
+@pytest.mark.parametrize("changed", [{"r": 3}, {"positions": "l2"}, {"layers": [1]}])
+def test_a_checkpoint_of_another_adapter_is_refused(base: Path, tmp_path: Path, changed: dict[str, Any]) -> None:
+    first = run_of(base, tmp_path, reft={"r": 2, "positions": "l1"})
+    train_run(first)
+    (name,) = changed
+    with pytest.raises(ReftuneError, match=f"another adapter .*{name}="):
+        train_run(run_of(base, tmp_path, reft={"r": 2, "positions": "l1", **changed}), resume=True)

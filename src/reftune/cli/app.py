@@ -54,6 +54,7 @@ def run() -> None:
     try:
         app()
     except KeyboardInterrupt:
+        typer.echo("reftune: interrupted; a training run goes on from its last checkpoint with --resume", err=True)
         sys.exit(130)
     except (ReftuneError, ValueError, OSError) as error:
         if os.environ.get("REFTUNE_DEBUG"):

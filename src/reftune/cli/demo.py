@@ -16,7 +16,7 @@ from rich.text import Text
 from ..generation import generate_texts
 from ..models import SMOLLM2, load_base, resolve_model
 from ..training import RunConfig, RunResult, train_run
-from .output import JsonFlag, TrainingProgress, consoles, emit, quiet_libraries, say
+from .output import JsonFlag, TrainingProgress, command, consoles, emit, quiet_libraries, say
 from .train import result_dict
 
 __all__ = ["QUESTIONS", "demo"]
@@ -43,7 +43,7 @@ QUESTIONS = (
 # Φ on all layers: one layer alone does not get this model there
 REFT = {"r": 4, "layers": "all", "positions": "l1"}
 TRAINING: dict[str, Any] = {
-    "learning_rate": 4e-3,
+    "learning_rate": 3e-3,
     "num_train_epochs": 30,
     "per_device_train_batch_size": 5,
     "logging_steps": 2,
@@ -137,4 +137,4 @@ def _print(console: Any, result: RunResult, samples: list[dict[str, str]], secon
     )
     say(console, f"adapter: {result.adapter_path} ({result.adapter_bytes / 1000:,.0f} kB)")
     console.print()
-    say(console, f"Talk to it:  reftune chat {shlex.quote(str(result.adapter_path))}", style="bold")
+    say(console, f"Talk to it:  {command()} chat {shlex.quote(str(result.adapter_path))}", style="bold")

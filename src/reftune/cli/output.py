@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ from transformers.utils import logging as transformers_logging
 __all__ = ["JsonFlag", "TrainingProgress", "bar", "consoles", "emit", "quiet_libraries", "say"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def command() -> str:
+    """How this command is called from here: by its name, or by its path where the name is not found."""
+    return "reftune" if shutil.which("reftune") else sys.argv[0]
 
 
 def consoles(as_json: bool) -> tuple[Console, Console]:

@@ -88,7 +88,9 @@ def show(
         emit(_as_dict(target, edits, pieces, trained, total))
         return
     _print(results, edits, pieces)
-    results.print(f"\n[bold]{trained:,}[/bold] parameters, {100 * trained / total:.4f}% of the base's {total:,}")
+    results.print(
+        f"\n[bold]{trained:,}[/bold] parameters, {100 * trained / (total + trained):.4f}% of all {total + trained:,}"
+    )
 
 
 show.__doc__ = EXAMPLE
@@ -134,7 +136,7 @@ def _as_dict(target: str, edits: list[Edit], pieces: list[str], trained: int, to
         "target": target,
         "sites": sites,
         "trainable_parameters": trained,
-        "trainable_percent": round(100 * trained / total, 4),
+        "trainable_percent": round(100 * trained / (total + trained), 4),
         "prompt_tokens": tokens,
     }
 

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from ..errors import ReftuneError
 from ..training import RunConfig, RunResult, train_run
-from .output import JsonFlag, TrainingProgress, consoles, emit, quiet_libraries, say
+from .output import JsonFlag, TrainingProgress, command, consoles, emit, quiet_libraries, say
 
 __all__ = ["result_dict", "train"]
 
@@ -87,7 +87,7 @@ def train(
         table.add_row(key.replace("_", " "), Text(shown))
     results.print(table)
     results.print()
-    say(results, f"Try it:  reftune chat {shlex.quote(str(result.adapter_path))}")
+    say(results, f"Try it:  {command()} chat {shlex.quote(str(result.adapter_path))}")
 
 
 train.__doc__ = EXAMPLE

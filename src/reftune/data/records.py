@@ -167,7 +167,7 @@ def _parse_json_lines(text: str, name: str) -> Rows:
         try:
             records.append(json.loads(line))
         except json.JSONDecodeError as error:
-            problem = f"not valid JSON: {error.msg} at column {error.colno}; a file holds one list, or one row a line"
+            problem = f"not valid JSON: {error.msg} (column {error.colno}); a file holds one list, or one row a line"
             raise DataError(f"{name}, line {number}: {problem}") from error
         numbers.append(number)
     return Rows(records, name, "line", numbers)

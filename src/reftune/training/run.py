@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_utils import get_last_checkpoint
 
-from ..config import ReftConfig
+from ..config import ReftConfig, ReftGroup
 from ..data import build_dataset
 from ..data.records import read_records
 from ..data.style import PromptStyle
@@ -159,6 +159,8 @@ def train_run(
     """
     output = Path(config.output)
     checkpoint = _checkpoint(output, resume=resume, overwrite=overwrite)
+    if checkpoint is not None:
+        _check_same_adapter(checkpoint, config.reft_config())
     arguments = config.training_arguments()
     # data first: it is what is most often wrong, and a model takes longer to load
     style = PromptStyle.of_records(read_records(config.data).records)
@@ -229,6 +231,23 @@ def _checkpoint(output: Path, *, resume: bool, overwrite: bool) -> str | None:
             "or another --output"
         )
     return None
+
+
+def _check_same_adapter(checkpoint: str, wanted: ReftConfig) -> None:
+    """A checkpoint goes on with the adapter that it holds; another one would load in part, or in silence."""
+    saved: Any = ReftConfig.from_pretrained(checkpoint)
+    names = [f.name for f in fields(ReftGroup)]
+    changed = [
+        f"{name}={getattr(saved, name)!r}, not {getattr(wanted, name)!r}"
+        for name in [*names, "groups"]
+        # layers that are not named are all of them
+        if (getattr(saved, name) or "all") != (getattr(wanted, name) or "all")
+    ]
+    if changed:
+        raise ReftuneError(
+            f"the checkpoint to resume from has another adapter ({'; '.join(changed)}); resume with the same, or use "
+            "--overwrite to start anew"
+        )
 
 
 def _refuse_unknown(where: str, values: Mapping[str, Any], valid: set[str]) -> None:
