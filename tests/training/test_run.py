@@ -154,6 +154,12 @@ def test_the_style_of_the_prompts_is_kept(base: Path, tmp_path: Path, records: A
     assert json.loads((tmp_path / "out" / "reftune.json").read_text()) == style
 
 
+def test_who_may_read_the_configuration_may_read_the_weights(base: Path, tmp_path: Path) -> None:
+    folder = train_run(run_of(base, tmp_path)).adapter_path
+    modes = {(folder / name).stat().st_mode for name in ("adapter_config.json", "adapter_model.safetensors")}
+    assert len(modes) == 1
+
+
 def test_eval_data(base: Path, tmp_path: Path) -> None:
     held_out = write_jsonl(tmp_path / "eval.jsonl", PAIRS[:2])
     result = train_run(run_of(base, tmp_path, eval_data=str(held_out)))
