@@ -20,8 +20,10 @@ WIDTH = 100
 
 def picture(name: str, *arguments: str) -> None:
     """Run a command and write its output, colours included, as docs/img/NAME.svg."""
-    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH)}
-    command = [str(Path(sys.executable).parent / "reftune"), *arguments]
+    programs = Path(sys.executable).parent
+    path = f"{programs}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "FORCE_COLOR": "1", "COLUMNS": str(WIDTH), "PATH": path}
+    command = [str(programs / "reftune"), *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     console = Console(record=True, width=WIDTH, file=io.StringIO())
     console.print(Text.from_ansi(f"$ reftune {' '.join(arguments)}\n{done.stdout}"))

@@ -120,7 +120,7 @@ def answers(model: Any, tokenizer: Any) -> list[str]:
 
 
 def _print(console: Any, result: RunResult, samples: list[dict[str, str]], seconds: float) -> None:
-    shown = result.losses[:: max(1, len(result.losses) // 8)]
+    shown = result.losses[:: max(1, -(-len(result.losses) // 7))]
     console.print("\nloss  " + "  ".join(f"[dim]{step}:[/dim] {loss:.3f}" for step, loss in shown))
     console.print(f"final loss [bold]{result.final_loss:.4f}[/bold]\n")
     table = Table(title="questions it never saw", show_lines=True)

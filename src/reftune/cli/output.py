@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,9 @@ JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on
 
 def command() -> str:
     """How this command is called from here: by its name, or by its path where the name is not found."""
-    return "reftune" if shutil.which("reftune") else sys.argv[0]
+    if shutil.which("reftune"):
+        return "reftune"
+    return min(sys.argv[0], os.path.relpath(sys.argv[0]), key=len)
 
 
 def consoles(as_json: bool) -> tuple[Console, Console]:
