@@ -11,6 +11,7 @@ Must not know: models, interventions, adapters.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,8 @@ __all__ = [
     "Segments",
     "Slots",
     "Tie",
+    "joint_span",
+    "own_slots",
     "parse_positions",
     "segments_from_mask",
     "segments_from_position_ids",
@@ -104,6 +107,17 @@ def unit_slices(spec: PositionSpec, tie: Tie) -> list[slice]:
         halves = [slice(0, spec.first), slice(spec.first, spec.count)]
         return [half for half in halves if half.stop > half.start]
     return [slice(i, i + 1) for i in range(spec.count)]
+
+
+def joint_span(specs: Sequence[PositionSpec]) -> PositionSpec:
+    """The span of all that edit one site together: on a short prompt, prefixes and suffixes give way to each other."""
+    spans = [spec for spec in specs if spec.scope == "span"]
+    return PositionSpec("span", max([0, *[s.first for s in spans]]), max([0, *[s.last for s in spans]]))
+
+
+def own_slots(spec: PositionSpec, joint: PositionSpec) -> list[int]:
+    """Which slots of `joint` are those of `spec`, in the order of its own."""
+    return [*range(spec.first), *range(joint.count - spec.last, joint.count)]
 
 
 class Segments(NamedTuple):

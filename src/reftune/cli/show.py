@@ -16,7 +16,7 @@ from ..config import ReftConfig
 from ..data import encode_prompt
 from ..errors import ReftuneError
 from ..models import is_adapter, load_adapter, load_base
-from ..positions import PositionSpec, segments_of_full_rows, slots
+from ..positions import PositionSpec, joint_span, own_slots, segments_of_full_rows, slots
 from ..tuner import ReftLayer
 from .generate import style_for
 from .output import JsonFlag, consoles, emit, quiet_libraries
@@ -103,9 +103,7 @@ def _layers(model: PeftModel) -> Iterable[tuple[str, ReftLayer]]:
 def _edits(name: str, layer: ReftLayer, prompt_tokens: int) -> Iterable[Edit]:
     """What each group of each adapter does at one site, on a prompt of so many tokens."""
     groups = [(adapter, group) for adapter in layer.groups for group in layer.groups[adapter]]
-    spans = [group.spec for _, group in groups if group.spec.scope == "span"]
-    # groups of one site give way to each other on a short prompt
-    joint = PositionSpec("span", max((s.first for s in spans), default=0), max((s.last for s in spans), default=0))
+    joint = joint_span([group.spec for _, group in groups])
     for adapter, group in groups:
         units = [unit for unit in layer.units(adapter) if unit.group is group]
         count = sum(p.numel() for unit in units for p in layer.phi(adapter, unit).parameters())
@@ -122,8 +120,7 @@ def _edits(name: str, layer: ReftLayer, prompt_tokens: int) -> Iterable[Edit]:
 def _edited(spec: PositionSpec, joint: PositionSpec, prompt_tokens: int) -> tuple[int, ...]:
     """Prompt tokens that `spec` edits where all groups together have the slots of `joint`."""
     found = slots(joint, segments_of_full_rows(1, prompt_tokens, torch.device("cpu")), 0, prompt_tokens)
-    own = [*range(spec.first), *range(joint.count - spec.last, joint.count)]
-    return tuple(sorted(int(found.columns[0, i]) for i in own if found.valid[0, i]))
+    return tuple(sorted(int(found.columns[0, i]) for i in own_slots(spec, joint) if found.valid[0, i]))
 
 
 def _as_dict(target: str, edits: list[Edit], pieces: list[str], trained: int, total: int) -> dict[str, Any]:

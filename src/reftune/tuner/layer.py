@@ -20,7 +20,7 @@ from ..config import ReftGroup
 from ..errors import PositionError
 from ..interventions import INTERVENTIONS, Intervention
 from ..peft_type import PREFIX
-from ..positions import PositionSpec, segments_of_full_rows, unit_slices
+from ..positions import PositionSpec, joint_span, own_slots, segments_of_full_rows, unit_slices
 from .context import CallState, Frame
 from .quantised import put_back
 
@@ -228,8 +228,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         self, h: Tensor, frame: Frame | None, units: list[tuple[str, Unit]], rows: Tensor | None
     ) -> Tensor:
         # Prefixes and suffixes of one site are cut together on short prompts, whichever adapter or group has them.
-        specs = [unit.group.spec for _, unit in units]
-        joint = PositionSpec("span", max(s.first for s in specs), max(s.last for s in specs))
+        joint = joint_span([unit.group.spec for _, unit in units])
         slots = _required(frame, joint, h).slots(joint, h.device)
         if slots is None or joint.count == 0:
             return h
@@ -238,7 +237,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             slots = type(slots)(*(t[keep] for t in slots))
         deltas, places = [], []
         for adapter, unit in units:
-            chosen = _joint_slots(unit, joint, h.device)
+            chosen = torch.tensor(own_slots(unit.group.spec, joint)[unit.part], device=h.device)
             rows_NP, columns_NP = slots.rows[:, chosen], slots.columns[:, chosen]
             mask = self._rank_mask(unit.group, rows_NP, h.shape[0])
             valid_NP1 = slots.valid[:, chosen, None]
@@ -296,14 +295,6 @@ def groups_overlap(a: ReftGroup, b: ReftGroup) -> bool:
         return False
     shared_rank = a.subspaces is not None and a.subspaces == b.subspaces and a.r == b.r
     return not (shared_rank and not (a.active_rows & b.active_rows))
-
-
-def _joint_slots(unit: Unit, joint: PositionSpec, device: torch.device) -> Tensor:
-    """Indices into the slots of `joint` of those that the unit edits."""
-    spec = unit.group.spec
-    prefix = list(range(spec.first))
-    suffix = list(range(joint.first + joint.last - spec.last, joint.first + joint.last))
-    return torch.tensor((prefix + suffix)[unit.part], device=device)
 
 
 def _frame_of_full_rows(batch: int, width: int, device: torch.device) -> Frame:
