@@ -6,7 +6,7 @@ Must not know: positions, layers, masks, models.
 from __future__ import annotations
 
 from reftune.interventions.activations import ACTIVATIONS
-from reftune.interventions.base import Intervention, InterventionOptions, LowRankIntervention
+from reftune.interventions.base import Intervention, InterventionOptions, LowRankIntervention, OrthonormalIntervention
 from reftune.interventions.consreft import Consreft
 from reftune.interventions.direft import Direft
 from reftune.interventions.direft_orthonormal import DireftOrthonormal
@@ -29,6 +29,7 @@ __all__ = [
     "Loreft",
     "LowRankIntervention",
     "Noreft",
+    "OrthonormalIntervention",
     "Red",
     "Steer",
     "orthonormal_rows",

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 from reftune.interventions.activations import Activation, activation
 from reftune.interventions.orthonormal import autocast_off, orthonormal_rows
 
-__all__ = ["Intervention", "InterventionOptions", "LowRankIntervention"]
+__all__ = ["Intervention", "InterventionOptions", "LowRankIntervention", "OrthonormalIntervention"]
 
 INITS = ("identity", "paper", "random")
 VECTORS = ("learned", "given")
@@ -126,6 +128,9 @@ class Intervention(nn.Module, ABC):
         `rank_mask` [..., r] multiplies the r coefficients and broadcasts over the leading dimensions as torch does:
         one mask per row of h [B, P, d] is [B, 1, r].
         """
+        return self._delta(h, rank_mask, self.edit)
+
+    def _delta(self, h: Tensor, rank_mask: Tensor | None, edit: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         if h.shape[-1] != self.d:
             raise ValueError(f"h has width {h.shape[-1]}, this {type(self).__name__} was built for {self.d}")
         if rank_mask is not None:
@@ -134,7 +139,7 @@ class Intervention(nn.Module, ABC):
         for parameter in self.parameters():
             dtype = torch.promote_types(dtype, parameter.dtype)
         with autocast_off(h.device.type):
-            return self.dropout(self.edit(h.to(dtype), rank_mask))
+            return self.dropout(edit(h.to(dtype), rank_mask))
 
     def extra_repr(self) -> str:
         return f"d={self.d}, {self.options}"
@@ -178,7 +183,10 @@ class LowRankIntervention(Intervention):
         """[..., r], or [r] where they do not depend on h."""
 
     def edit(self, h: Tensor, rank_mask: Tensor | None) -> Tensor:
-        basis_RD = self.basis().to(h.dtype)
+        return self._edit_in(self.basis(), h, rank_mask)
+
+    def _edit_in(self, basis: Tensor, h: Tensor, rank_mask: Tensor | None) -> Tensor:
+        basis_RD = basis.to(h.dtype)
         coefficients_R = self.coefficients(h, basis_RD)
         if rank_mask is not None:
             coefficients_R = coefficients_R * rank_mask.to(h.dtype)
@@ -187,6 +195,20 @@ class LowRankIntervention(Intervention):
     def act(self, x: Tensor) -> Tensor:
         chosen = self.activation
         return x if chosen is None else chosen.function(x)
+
+
+class OrthonormalIntervention(LowRankIntervention):
+    """A basis with orthonormal rows: those of the free matrix R [r, d]."""
+
+    R: nn.Parameter
+
+    def basis(self) -> Tensor:
+        return orthonormal_rows(self.R)
+
+    def forward(self, h: Tensor, rank_mask: Tensor | None = None, basis: Tensor | None = None) -> Tensor:
+        """As of any intervention; `basis` [r, d] is `basis()` if the caller has it, from a batch of many R."""
+        edit = self.edit if basis is None else partial(self._edit_in, basis)
+        return self._delta(h, rank_mask, edit)
 
 
 # Drawn in float32 or wider and rounded once, so that a seed means the same weights in every storage dtype.

@@ -11,16 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reftune.interventions.activations import activation
-from reftune.interventions.base import InterventionOptions, LowRankIntervention, orthonormal_, uniform_
-from reftune.interventions.orthonormal import orthonormal_rows
+from reftune.interventions.base import InterventionOptions, OrthonormalIntervention, orthonormal_, uniform_
 
 __all__ = ["Consreft"]
 
 
-class Consreft(LowRankIntervention):
+class Consreft(OrthonormalIntervention):
     no_identity_because: ClassVar[str] = "it overwrites its subspace with one constant, which changes almost every h"
 
-    R: nn.Parameter
     b: nn.Parameter
 
     @classmethod
@@ -35,9 +33,6 @@ class Consreft(LowRankIntervention):
     def initialise(self, init: str) -> None:
         orthonormal_(self.R)
         uniform_(self.b, low=0.0, high=1.0)
-
-    def basis(self) -> Tensor:
-        return orthonormal_rows(self.R)
 
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
         return self.b.to(h.dtype) - F.linear(h, basis)

@@ -12,17 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reftune.interventions.activations import activation
-from reftune.interventions.base import InterventionOptions, LowRankIntervention, like_linear_, orthonormal_
-from reftune.interventions.orthonormal import orthonormal_rows
+from reftune.interventions.base import InterventionOptions, OrthonormalIntervention, like_linear_, orthonormal_
 
 __all__ = ["DireftOrthonormal"]
 
 
-class DireftOrthonormal(LowRankIntervention):
+class DireftOrthonormal(OrthonormalIntervention):
     uses: ClassVar[frozenset[str]] = frozenset({"act_fn"})
     no_identity_because: ClassVar[str] = "it starts from W = 0 and b = 0, where act must be 0 and have a slope"
 
-    R: nn.Parameter
     W: nn.Parameter
     b: nn.Parameter
 
@@ -43,9 +41,6 @@ class DireftOrthonormal(LowRankIntervention):
         else:
             like_linear_(self.W, d=self.d)
             like_linear_(self.b, d=self.d)
-
-    def basis(self) -> Tensor:
-        return orthonormal_rows(self.R)
 
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
         return self.act(F.linear(h, self.W.to(h.dtype), self.b.to(h.dtype)))

@@ -7,14 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from reftune.interventions.base import InterventionOptions, LowRankIntervention, orthonormal_, uniform_
-from reftune.interventions.orthonormal import orthonormal_rows
+from reftune.interventions.base import InterventionOptions, OrthonormalIntervention, orthonormal_, uniform_
 
 __all__ = ["Lobireft"]
 
 
-class Lobireft(LowRankIntervention):
-    R: nn.Parameter
+class Lobireft(OrthonormalIntervention):
     b: nn.Parameter
 
     @classmethod
@@ -27,9 +25,6 @@ class Lobireft(LowRankIntervention):
             self.b.zero_()
         else:
             uniform_(self.b, low=0.0, high=1.0)
-
-    def basis(self) -> Tensor:
-        return orthonormal_rows(self.R)
 
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
         return self.b.to(h.dtype)

@@ -11,17 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reftune.interventions.activations import activation
-from reftune.interventions.base import InterventionOptions, LowRankIntervention, like_linear_, orthonormal_
+from reftune.interventions.base import InterventionOptions, OrthonormalIntervention, like_linear_, orthonormal_
 from reftune.interventions.orthonormal import orthonormal_rows
 
 __all__ = ["Loreft"]
 
 
-class Loreft(LowRankIntervention):
+class Loreft(OrthonormalIntervention):
     uses: ClassVar[frozenset[str]] = frozenset({"act_fn"})
     no_identity_because: ClassVar[str] = "act(Wh + b) = Rh for every h needs a linear act"
 
-    R: nn.Parameter
     W: nn.Parameter
     b: nn.Parameter
 
@@ -41,9 +40,6 @@ class Loreft(LowRankIntervention):
         else:
             like_linear_(self.W, d=self.d)
             like_linear_(self.b, d=self.d)
-
-    def basis(self) -> Tensor:
-        return orthonormal_rows(self.R)
 
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
         W, b = self.W.to(h.dtype), self.b.to(h.dtype)

@@ -56,7 +56,9 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
         # drafts of a model that is its own assistant: the prompts are those of the generation around it
         return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
     state.calls.clear()
-    known: dict[str, Any] = {"generating": True} if subspaces is None else {"generating": True, "subspaces": subspaces}
+    known: dict[str, Any] = {"generating": True, "bases": {}}
+    if subspaces is not None:
+        known["subspaces"] = subspaces
     config: Any = root.config
     if config.is_encoder_decoder:
         known["decoder_columns"] = _decoder_columns(root, kwargs)

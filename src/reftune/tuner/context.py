@@ -73,6 +73,8 @@ class Frame:
     """Whether the call computes gradients for training, where a whole text is seldom a prompt."""
     of_tokens: bool = True
     """False for a model of pixels or sounds: each row that its blocks pass on is a prompt, whatever its length."""
+    bases: dict[nn.Module, Tensor] = field(default_factory=dict)
+    """Orthonormal rows of the interventions that need them, as far as they were computed in one batch."""
     slot_cache: dict[PositionSpec, Slots] = field(default_factory=dict)
     mask_cache: dict[PositionSpec, Tensor] = field(default_factory=dict)
 
@@ -115,6 +117,8 @@ class Outer:
     labels: Tensor | None = None
     scored_columns: bool = False
     generating: bool = False
+    bases: dict[nn.Module, Tensor] | None = None
+    """Shared by several calls between which no parameter changes; None where there are none such."""
 
 
 @dataclass(frozen=True)

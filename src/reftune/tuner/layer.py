@@ -242,7 +242,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             mask = self._rank_mask(unit.group, rows_NP, h.shape[0])
             valid_NP1 = slots.valid[:, chosen, None]
             # a slot that is not valid may point at padding, whose state may be NaN, and so its gradient
-            delta_NPD = self.phi(adapter, unit)(torch.where(valid_NP1, h[rows_NP, columns_NP], 0), mask)
+            delta_NPD = self._delta(frame, adapter, unit, torch.where(valid_NP1, h[rows_NP, columns_NP], 0), mask)
             deltas.append(torch.where(valid_NP1, delta_NPD, 0).to(h.dtype))
             places.append((rows_NP, columns_NP))
         at = (torch.cat([place[0] for place in places], 1), torch.cat([place[1] for place in places], 1))
@@ -258,13 +258,19 @@ class ReftLayer(nn.Module, BaseTunerLayer):
                 return edited
         every_row = torch.arange(h.shape[0], device=h.device)
         mask = self._rank_mask(unit.group, every_row[:, None], h.shape[0])
-        delta = self.phi(adapter, unit)(h, mask)
+        delta = self._delta(frame, adapter, unit, h, mask)
         if rows is not None:
             of_rows = torch.isin(every_row, rows)[:, None]
             keep = of_rows if keep is None else keep & of_rows
         if keep is not None:
             delta = torch.where(keep[..., None], delta, 0)
         return edited + delta.to(h.dtype)
+
+    def _delta(self, frame: Frame | None, adapter: str, unit: Unit, h: Tensor, mask: Tensor | None) -> Tensor:
+        phi = self.phi(adapter, unit)
+        if frame is not None and phi in frame.bases:
+            return phi(h, mask, frame.bases[phi])
+        return phi(h, mask)
 
     def _rank_mask(self, group: ReftGroup, rows: Tensor, batch: int) -> Tensor | None:
         """[N, P, r] of 0 and 1, or None where every row of the rank is on; rows [N, P] are batch rows."""

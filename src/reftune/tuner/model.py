@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from ..config import ReftConfig, ReftGroup
 from ..interventions import Steer
 from ..peft_type import PREFIX
+from .bases import share_bases, share_no_bases
 from .calls import checkpoint_as_before, checkpoint_with_frame, install_generate, uninstall_generate
 from .context import WATCHED, CallState, Role, unwatch, watch
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
@@ -64,6 +65,8 @@ class ReftModel(BaseTuner):
                     layer.forget(adapter_name)
             self._remove_layers(lambda layer: not layer.groups)
             raise
+        for stack in find_stacks(self.model):
+            share_bases(self.model.get_submodule(stack.path))
 
     def _prepare_adapter_config(self, peft_config: ReftConfig, model_config: dict) -> ReftConfig:  # type: ignore[override]
         sites = self._sites(peft_config)
@@ -270,6 +273,7 @@ class ReftModel(BaseTuner):
             return
         uninstall_generate(find_root(self.model))
         for module in self.model.modules():
+            share_no_bases(module)
             unwatch(module)
             checkpoint_as_before(module)
 
