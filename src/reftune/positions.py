@@ -25,6 +25,7 @@ __all__ = [
     "Segments",
     "Slots",
     "Tie",
+    "first_edited",
     "joint_span",
     "own_slots",
     "parse_positions",
@@ -269,3 +270,25 @@ def token_mask(spec: PositionSpec, segments: Segments, past: int | Tensor, width
         return hit
     counts = torch.zeros(segments.batch, width, dtype=torch.int32, device=device)
     return counts.index_add(0, segments.rows, hit.to(torch.int32)) > 0
+
+
+def first_edited(specs: Sequence[PositionSpec], lengths: Tensor) -> Tensor:
+    """lengths [N] of prompts → [N] the first token that any of the specs of one site edits.
+
+    A response is edited from its first token on, which is token n.  Where nothing is edited: the largest number.
+    """
+    none = torch.full_like(lengths, torch.iinfo(lengths.dtype).max)
+    found = none
+    for spec in [joint_span(specs), *(spec for spec in specs if spec.scope != "span")]:
+        if spec.scope != "span":
+            first = lengths if spec.scope == "response" else torch.zeros_like(lengths)
+        elif spec.count == 0:
+            first = none
+        else:
+            rows = torch.arange(len(lengths), device=lengths.device)
+            zeros = torch.zeros_like(lengths)
+            prompts = Segments(rows, zeros, lengths, lengths, len(lengths))
+            at = slots(spec, prompts, 0, int(lengths.max()))
+            first = torch.where(at.valid, at.columns, none[:, None]).amin(1)
+        found = torch.minimum(found, first)
+    return found

@@ -37,10 +37,19 @@ class ReftCollator:
     The batch: `input_ids`, `attention_mask`, `labels` [B, T] and `prompt_length` [B], the number of prompt tokens of
     each row, its padding not counted.  If the features have `subspaces`, the parts of the rank that a row trains, the
     batch has them as a list of lists.
+
+    With `packing` all features become one row without padding: `input_ids`, `labels` and `position_ids` [1, ΣT], which
+    begin anew at each example, and `prompt_length` [B].  There is no mask: a model that is given restarting positions
+    lets no example look at another.
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, padding_side: str = "right", pad_to_multiple_of: int | None = None
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        padding_side: str = "right",
+        pad_to_multiple_of: int | None = None,
+        packing: bool = False,
     ) -> None:
         if padding_side not in ("left", "right"):
             raise DataError(f"padding_side={padding_side!r}; valid: 'left', 'right'")
@@ -49,6 +58,9 @@ class ReftCollator:
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         if not isinstance(pad, int):
             raise DataError("the tokenizer has neither a pad nor an eos token: set tokenizer.pad_token")
+        if packing and pad_to_multiple_of is not None:
+            raise DataError("packing=True has no padding; leave pad_to_multiple_of out")
+        self.packing = packing
         self.padding_side = padding_side
         self.pad_to_multiple_of = pad_to_multiple_of
         self._pad = pad
@@ -60,6 +72,8 @@ class ReftCollator:
                 rows.append(_row(feature))
             except DataError as error:
                 raise DataError(f"feature {index} of the batch: {error}") from error
+        if self.packing:
+            return _packed(rows, features)
         length = max(len(row.input_ids) for row in rows)
         step = self.pad_to_multiple_of or 1
         length = -(-length // step) * step
@@ -82,6 +96,20 @@ class ReftCollator:
             padding = [filler] * (length - len(row))
             padded.append(padding + row if self.padding_side == "left" else row + padding)
         return torch.tensor(padded, dtype=torch.long)
+
+
+def _packed(rows: Sequence[_Row], features: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    if any(feature.get("subspaces") is not None for feature in features):
+        raise DataError("packed rows cannot choose 'subspaces', which are chosen by row; leave packing=True out")
+    flat: dict[str, list[int]] = {"input_ids": [], "labels": [], "position_ids": []}
+    for row in rows:
+        flat["input_ids"] += row.input_ids
+        # nothing before it predicts the first token of an example
+        flat["labels"] += [IGNORE, *row.labels[1:]]
+        flat["position_ids"] += range(len(row.input_ids))
+    batch: dict[str, Any] = {name: torch.tensor([values], dtype=torch.long) for name, values in flat.items()}
+    batch["prompt_length"] = torch.tensor([row.prompt_length for row in rows], dtype=torch.long)
+    return batch
 
 
 def _row(feature: Mapping[str, Any]) -> _Row:

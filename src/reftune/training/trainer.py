@@ -1,32 +1,62 @@
-"""`ReftTrainer`: transformers' Trainer, told of `prompt_length`.
+"""`ReftTrainer`: transformers' Trainer, told of `prompt_length`, without the work that a ReFT does not need.
 
 Must not know: tasks, the command line.
 """
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import DistributedType
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..data import ReftCollator
-from ..errors import DataError
+from ..errors import DataError, ReftuneError
+from ..tuner import call_state
+from .frozen import frozen_plan
+from .loss import ResponseLoss
+from .prepare import OnFill, check_packing, dataset_rows, prepare_loss, prepare_reuse
+from .processes import ProcessTrainer
+from .reuse import FrozenPrefix
+from .rows import Row, batch_of, packed_batch, rows_of, split
 
 __all__ = ["ReftTrainer"]
 
+logger = logging.getLogger("reftune")
+
 COLUMNS = ("prompt_length", "subspaces")
+REUSE = ("auto", "off")
+# What one more call of a model costs, in tokens of one call: on a CPU little, on a GPU as many as keep it busy.
+CALL_TOKENS = {"cpu": 24}
+GPU_CALL_TOKENS = 4096
 
 
-class ReftTrainer(Trainer):
-    """`transformers.Trainer` for a PEFT model with a ReFT adapter.
+class ReftTrainer(ProcessTrainer):
+    """`transformers.Trainer` for a PEFT model with a ReFT adapter: the same losses and gradients, with less work.
 
-    Differences: the column `prompt_length` of the data reaches the collator, and the default collator is
-    `ReftCollator`, so that the prompt is known even where labels are not passed to the model.
+    - The column `prompt_length` of the data reaches the collator, and the default collator is `ReftCollator`, so that
+      the prompt is known even where labels are not passed to the model.
+    - The loss of a causal model is the cross-entropy of labelled tokens only, computed in chunks of them.
+    - Rows of very different lengths in one batch are computed in several calls, as far as that saves padding.
+    - `reuse="auto"`: what no trained parameter can change of an example is computed once and replayed in every epoch,
+      where that is exact and pays; otherwise one line says why not.  It is kept in memory up to `reuse_limit_gb` (by
+      default half of what is free), else on disk below `output_dir`.  `on_fill(done, total)` takes the place of a
+      progress bar while it is computed.  `reuse="off"` never does so.
+    - `packing=True`: the rows of a batch are laid end to end in one row, without padding.
+
+    All of this is left aside where the model or the arguments ask for more: label smoothing, a loss function or a head
+    of one's own, `torch_compile`, metrics that need logits.
 
     Raises:
         DataError: no collator is given and no tokenizer to make one from.
+        ReftuneError: an unknown value of `reuse`; `packing` with a collator of one's own.
     """
 
     def __init__(
@@ -37,8 +67,17 @@ class ReftTrainer(Trainer):
         train_dataset: Any = None,
         eval_dataset: Any = None,
         processing_class: Any = None,
+        *,
+        reuse: str = "auto",
+        reuse_limit_gb: float | None = None,
+        packing: bool = False,
+        on_fill: OnFill | None = None,
         **kwargs: Any,
     ) -> None:
+        if reuse not in REUSE:
+            raise ReftuneError(f"reuse={reuse!r} is not valid; use one of {', '.join(map(repr, REUSE))}")
+        if packing and data_collator is not None:
+            raise ReftuneError("packing=True needs the collator of ReftTrainer; give no data_collator")
         if data_collator is None:
             tokenizer = getattr(processing_class, "tokenizer", processing_class)
             if not isinstance(tokenizer, PreTrainedTokenizerBase):
@@ -46,7 +85,16 @@ class ReftTrainer(Trainer):
                     "ReftTrainer needs processing_class=tokenizer, from which it makes a ReftCollator, or a "
                     "data_collator of your own that adds prompt_length"
                 )
-            data_collator = ReftCollator(tokenizer)
+            data_collator = ReftCollator(tokenizer, packing=packing)
+        self.reuse = reuse
+        self.reuse_limit_gb = reuse_limit_gb
+        self.packing = packing
+        self._packing_unchecked = packing
+        self._on_fill = on_fill
+        # None: not looked into yet; False: the model's own loss is taken
+        self._loss: ResponseLoss | bool | None = None
+        self._frozen: FrozenPrefix | None = None
+        self._reuse_is_due = False
         super().__init__(
             model=model,
             args=args,
@@ -57,8 +105,192 @@ class ReftTrainer(Trainer):
             **kwargs,
         )
 
+    # --- Trainer's own calls ------------------------------------------------------------------------------------------
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._loss, self._reuse_is_due = None, self.reuse == "auto"
+        try:
+            result = super().train(*args, **kwargs)
+        except BaseException:
+            self._drop_frozen(keep=True)
+            raise
+        if self._frozen is not None and not self._frozen.in_memory:
+            self._drop_frozen()
+        return result
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        if self._frozen is not None:
+            plan = frozen_plan(self._inner())
+            if isinstance(plan, str) or not self._frozen.is_valid(plan):
+                self._drop_frozen()
+        return super().evaluate(*args, **kwargs)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        if not return_outputs:
+            loss = self._short_loss(model, inputs, num_items_in_batch)
+            if loss is not None:
+                return loss
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> tuple[Any, Any, Any]:
+        if prediction_loss_only and inputs.get("labels") is not None:
+            inputs = self._prepare_inputs(inputs)
+            count = self._get_num_items_in_batch([inputs], self.args.device)
+            with torch.no_grad(), self.compute_loss_context_manager():
+                loss = self._short_loss(model, inputs, count)
+            if loss is not None:
+                return loss.detach(), None, None
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
     def _set_signature_columns_if_needed(self) -> None:
         # Trainer drops what forward() does not name; these two are taken off by the model's hooks
         super()._set_signature_columns_if_needed()
         columns: list[str] = self._signature_columns or []
         self._signature_columns = [*columns, *(name for name in COLUMNS if name not in columns)]
+
+    # --- the short ways -----------------------------------------------------------------------------------------------
+
+    def _short_loss(self, model: nn.Module, inputs: dict[str, Any], items: Any) -> Tensor | None:
+        """The loss as Trainer would have it of the model; None if it must be asked of the model."""
+        if self._packing_unchecked and "position_ids" in inputs:
+            self._packing_unchecked = not check_packing(self._inner(), inputs)
+        if self._loss is None:
+            found = None if self._is_special() else prepare_loss(model, self._inner(), inputs)
+            self._loss = False if found is None else found
+        if self._reuse_is_due and model.training:
+            self._reuse_is_due = False
+            self._prepare_reuse()
+        if not isinstance(self._loss, ResponseLoss):
+            return None
+        rows = rows_of(inputs)
+        packed = packed_batch(inputs) if rows is None else None
+        if rows is None and packed is None:
+            return None
+        total = self._loss(model, packed) if packed is not None else self._sum_of(model, rows or [])
+        if not self.model_accepts_loss_kwargs or items is None:
+            count = len(packed.targets) if packed is not None else sum(row.labelled for row in rows or [])
+            return total / count
+        loss = total / (items.to(total.device) if isinstance(items, Tensor) else items)
+        if self.args.average_tokens_across_devices:
+            loss = loss * (self.accelerator.num_processes // self.get_tp_size())
+        return loss
+
+    def _sum_of(self, model: nn.Module, rows: Sequence[Row]) -> Tensor:
+        """The loss summed over the labels of the rows, which are computed in parts of similar length."""
+        frozen, loss = self._frozen, self._loss
+        assert isinstance(loss, ResponseLoss)
+        if frozen is not None and not frozen.is_current():
+            self._say_off("a weight of the base model was changed in the meantime")
+            self._drop_frozen()
+            frozen = None
+        held = [] if frozen is None else [row for row in rows if frozen.holds(row)]
+        other = [row for row in rows if frozen is None or not frozen.holds(row)]
+        parts: list[Tensor] = []
+        with self._shared_bases():
+            for part in self._parts(other, [len(row.ids) for row in other]):
+                parts.append(loss(model, batch_of(part, device=self.args.device)))
+            for part in self._parts(held, frozen.widths(held) if frozen is not None and held else []):
+                assert frozen is not None
+                with frozen.replaying(part) as batch:
+                    parts.append(loss(model, batch))
+        return torch.stack(parts).sum()
+
+    def _parts(self, rows: Sequence[Row], widths: Sequence[int]) -> list[list[Row]]:
+        if not rows:
+            return []
+        if self.accelerator.num_processes > 1:
+            # wrappers of several processes count calls
+            return [list(rows)]
+        overhead = CALL_TOKENS.get(self.args.device.type, GPU_CALL_TOKENS)
+        return [[rows[i] for i in part] for part in split(widths, overhead=overhead)]
+
+    def _shared_bases(self) -> Any:
+        if self.accelerator.num_processes > 1 or not isinstance(self._loss, ResponseLoss):
+            return nullcontext()
+        return call_state(self._loss.root).announcing(bases={})
+
+    def _is_special(self) -> bool:
+        """Whether Trainer is asked for more than a mean cross-entropy of one plain call."""
+        parallel = getattr(self.accelerator, "parallelism_config", None)
+        return bool(
+            self.label_smoother is not None
+            or self.compute_loss_func is not None
+            or self.args.n_gpu > 1
+            or self.args.torch_compile
+            or self.args.use_liger_kernel
+            or (parallel is not None and (parallel.cp_enabled or parallel.sp_enabled))
+        )
+
+    def _prepare_reuse(self) -> None:
+        self._drop_frozen()
+        reason = self._why_no_reuse()
+        if reason is None and isinstance(self._loss, ResponseLoss):
+            rows = self._rows_of_run()
+            if rows is None:
+                reason = "the data are not a list of rows with tokens, labels and prompt lengths only"
+            else:
+                with self.compute_loss_context_manager(), self.accelerator.autocast():
+                    found = prepare_reuse(
+                        self._inner(),
+                        self._loss,
+                        rows,
+                        passes=self._passes(),
+                        folder=Path(self.args.output_dir or ".") / "frozen-prefix" / str(self.args.process_index),
+                        limit_gb=self.reuse_limit_gb,
+                        on_fill=self._on_fill,
+                        quiet=bool(self.args.disable_tqdm) or not self.is_world_process_zero(),
+                    )
+                if isinstance(found, FrozenPrefix):
+                    self._frozen = found
+                else:
+                    reason = found
+        if reason is not None:
+            self._say_off(reason)
+
+    def _why_no_reuse(self) -> str | None:
+        if not isinstance(self._loss, ResponseLoss):
+            return "the loss is not the plain one of a causal language model"
+        if self.packing:
+            return "packing=True lays rows end to end"
+        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            return "the base model lies in pieces over several processes"
+        return None
+
+    def _rows_of_run(self) -> list[Row] | None:
+        """Rows of the training data, and of those for evaluation if they are looked at along the way."""
+        chosen: list[Any] = [self.train_dataset]
+        if self.args.eval_strategy != "no" and self.eval_dataset is not None:
+            chosen += list(self.eval_dataset.values()) if isinstance(self.eval_dataset, dict) else [self.eval_dataset]
+        found: list[Row] = []
+        for dataset in chosen:
+            if getattr(dataset, "column_names", None) is not None:
+                dataset = self._remove_unused_columns(dataset)
+            rows = dataset_rows(dataset, self.data_collator)
+            if rows is None:
+                return None
+            found += rows
+        return found
+
+    def _passes(self) -> float:
+        """Epochs, as the run counts them."""
+        if self.args.max_steps <= 0:
+            return self.args.num_train_epochs
+        dataset: Any = self.train_dataset
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return self.args.max_steps * rows / len(dataset)
+
+    def _inner(self) -> nn.Module:
+        return self.accelerator.unwrap_model(self.model)
+
+    def _say_off(self, reason: str) -> None:
+        if self.is_world_process_zero():
+            logger.warning("frozen-prefix reuse is off: %s", reason)
+
+    def _drop_frozen(self, *, keep: bool = False) -> None:
+        if self._frozen is not None:
+            self._frozen.close(keep=keep)
+            self._frozen = None

@@ -50,10 +50,9 @@ def prepare_bases(stack: nn.Module, args: Any) -> None:
         frame.bases = state.outer.bases
     missing: dict[tuple[Any, ...], list[OrthonormalIntervention]] = {}
     for phi in _needed(stack.__dict__[LAYERS], frame, state.outer):
-        if phi not in frame.bases:
-            # parameters of another class are in pieces over several processes until their block runs
-            if type(phi.R) is nn.Parameter:
-                missing.setdefault((tuple(phi.R.shape), phi.R.dtype, phi.R.device), []).append(phi)
+        # parameters of another class are in pieces over several processes until their block runs
+        if phi not in frame.bases and type(phi.R) is nn.Parameter:
+            missing.setdefault((tuple(phi.R.shape), phi.R.dtype, phi.R.device), []).append(phi)
     for phis in missing.values():
         for phi, basis in zip(phis, _rows([phi.R for phi in phis]), strict=True):
             frame.bases[phi] = basis

@@ -39,6 +39,7 @@ __all__ = [
     "Outer",
     "Role",
     "cached_length",
+    "call_state",
     "check_lengths",
     "unwatch",
     "watch",
@@ -196,6 +197,11 @@ def unwatch(module: nn.Module) -> None:
     for handle in module.__dict__.pop(HANDLES, ()):
         handle.remove()
     module.__dict__.pop(WATCHED, None)
+
+
+def call_state(root: nn.Module) -> CallState:
+    """The state of calls of a model that has ReFT adapters."""
+    return root.__dict__[WATCHED].state
 
 
 def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:

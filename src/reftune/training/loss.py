@@ -1,0 +1,168 @@
+"""Cross-entropy of labelled tokens only, in chunks: logits of other tokens are never computed, nor all at once.
+
+The output embeddings ("head") of a causal language model are met within the model's own forward, by an attribute of
+the instance, so that wrappers (DDP, FSDP, autocast) see a normal call.
+
+Must not know: positions, interventions, storage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from .rows import Batch
+
+__all__ = ["ResponseLoss", "chunk_rows", "chunked_cross_entropy", "head_as"]
+
+# Elements of one chunk of logits, 64 MB and 512 MB in float32: enough rows to keep the machine busy.
+CHUNK = {"cpu": 2**24, "cuda": 2**27}
+
+Logits = Callable[[Tensor], Tensor]
+Post = Callable[[Tensor], Tensor]
+
+
+class ResponseLoss:
+    """Σ −log p(label) over the labelled tokens of a batch, as the model itself would compute it.
+
+    Between the head and the logits some models cap or scale; what this one does is found by `prepare`.
+    """
+
+    def __init__(self, root: Any) -> None:
+        self.root = root
+        self.head: nn.Module = root.get_output_embeddings()
+        self.post: Post | None = None
+        self.vocabulary = 0
+
+    def prepare(self, model: nn.Module, batch: Batch) -> bool:
+        """Find out what happens behind the head; False if it is nothing known, or if there is no such head."""
+        raw: list[Tensor] = []
+        with torch.no_grad(), head_as(self.head, lambda of, hidden: _remember(raw, of(hidden[:1, :1]))):
+            out = model(**batch.inputs, use_cache=False)
+        if not raw:
+            return False
+        logits = out["logits"] if isinstance(out, dict) else out[0]
+        self.vocabulary = logits.shape[-1]
+        self.post = _post(raw[0], logits, self.root.config.get_text_config())
+        return self.post is not None
+
+    def __call__(self, model: nn.Module, batch: Batch, **more: Any) -> Tensor:
+        """Sum over the batch's targets, with gradient if it is enabled.  `more` are arguments of the model."""
+        assert self.post is not None
+        post, found = self.post, []
+
+        def forward(of: Logits, hidden: Tensor) -> Tensor:
+            chosen = hidden[batch.rows, batch.columns]
+            rows = chunk_rows(hidden.device, self.vocabulary)
+            trained = any(p.requires_grad for p in self.head.parameters())
+            found.append(
+                chunked_cross_entropy(chosen, batch.targets, lambda h: post(of(h)), rows=rows, trained=trained)
+            )
+            # Something like a logit must be given back, with a graph: DDP looks there for what was used.
+            return hidden[:1, :1, :1].expand(1, 1, self.vocabulary)
+
+        with head_as(self.head, forward):
+            model(**{"use_cache": False, **batch.inputs, **more})
+        return found[0]
+
+
+@contextmanager
+def head_as(head: nn.Module, forward: Callable[[Logits, Tensor], Tensor]) -> Iterator[None]:
+    """Inside, the head's forward is `forward(own forward, hidden)`."""
+    before = head.__dict__.get("forward")
+    own = head.forward
+    head.__dict__["forward"] = lambda hidden, *args, **kwargs: forward(own, hidden)
+    try:
+        yield
+    finally:
+        if before is None:
+            del head.__dict__["forward"]
+        else:
+            head.__dict__["forward"] = before
+
+
+def chunk_rows(device: torch.device, vocabulary: int) -> int:
+    """Rows of logits that exist at a time."""
+    return max(1, CHUNK.get(device.type, CHUNK["cuda"]) // vocabulary)
+
+
+def chunked_cross_entropy(
+    hidden: Tensor, targets: Tensor, logits_of: Logits, *, rows: int, trained: bool = False
+) -> Tensor:
+    """hidden [N, d], targets [N] → Σ −log softmax(logits_of(hidden))[target], in float32.
+
+    Logits of `rows` rows exist at a time, in the backward pass too.  With a frozen head the gradient of `hidden` is
+    computed along with the loss; with a `trained` one the logits are computed again in the backward pass.
+    """
+    if not trained:
+        return _ChunkedLoss.apply(hidden, targets, logits_of, rows)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
+        total = total + checkpoint(_sum, logits_of, h, t, use_reentrant=False)
+    return total
+
+
+def _sum(logits_of: Logits, hidden: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(logits_of(hidden).float(), targets, reduction="sum")
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Logits, rows: int) -> Tensor:
+        needed = ctx.needs_input_grad[0]
+        gradient = torch.empty_like(hidden) if needed else None
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        for start in range(0, len(hidden), rows):
+            part = slice(start, start + rows)
+            h = hidden[part].detach().requires_grad_(needed)
+            with torch.set_grad_enabled(needed):
+                logits = logits_of(h)
+            at = targets[part, None]
+            # a copy: what is behind the head may need its own result for its gradient
+            p = logits.detach().to(torch.float32, copy=True)
+            top = p.amax(-1, keepdim=True)
+            wanted = p.gather(1, at)
+            p.sub_(top).exp_()
+            sums = p.sum(-1, keepdim=True)
+            total += (sums.log() + top - wanted).sum()
+            if gradient is not None:
+                p.div_(sums).scatter_add_(1, at, p.new_full((1, 1), -1.0).expand_as(at))
+                gradient[part] = torch.autograd.grad(logits, h, p.to(logits.dtype))[0]
+        ctx.gradient = gradient
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scaled = None if ctx.gradient is None else ctx.gradient * grads[0].to(ctx.gradient.dtype)
+        return scaled, None, None, None
+
+
+def _remember(found: list[Tensor], value: Tensor) -> Tensor:
+    found.append(value.clone())
+    return value
+
+
+def _post(raw: Tensor, logits: Tensor, config: Any) -> Post | None:
+    """What the model does behind its head, of what fields of configurations say; None if it is something else."""
+    if torch.equal(raw.to(logits.dtype), logits):
+        return _as_it_is
+    cap = getattr(config, "final_logit_softcapping", None)
+    factors = [getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier")]
+    divisor = getattr(config, "logits_scaling", None)
+    candidates: list[Post] = [lambda x: torch.tanh(x / cap) * cap] if cap else []
+    candidates += [lambda x, factor=factor: x * factor for factor in factors if factor]
+    candidates += [lambda x: x / divisor] if divisor else []
+    # the operations are the same, so that rounding is all that may differ
+    tolerance = 1e-5 if raw.dtype == torch.float32 else 1e-2
+    close = [p for p in candidates if torch.allclose(p(raw).to(logits.dtype), logits, rtol=tolerance, atol=tolerance)]
+    return close[0] if close else None
+
+
+def _as_it_is(logits: Tensor) -> Tensor:
+    return logits

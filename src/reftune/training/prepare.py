@@ -1,0 +1,184 @@
+"""Whether a training run can take the short ways, and what they need before the first step.
+
+Must not know: the command line, tasks.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..errors import ReftuneError
+from ..tuner import BASE, call_state, find_root, find_stacks
+from .frozen import GAIN, frozen_plan
+from .loss import ResponseLoss
+from .reuse import FrozenPrefix, Unsupported, describe
+from .rows import Row, batch_of, packed_batch, rows_of
+
+__all__ = ["OnFill", "check_packing", "dataset_rows", "prepare_loss", "prepare_reuse"]
+
+logger = logging.getLogger("reftune")
+
+OnFill = Callable[[int, int], None]
+# Rows on which the short ways are compared with the plain one before they are taken.
+CHECKED = 2
+
+
+def prepare_loss(model: nn.Module, inner: nn.Module, inputs: Mapping[str, Any]) -> ResponseLoss | None:
+    """The loss of labelled tokens only, if it equals the model's own on the first rows of this batch.
+
+    `model` is what is called, which may wrap `inner`.
+    """
+    root: Any = find_root(inner)
+    stacks = find_stacks(root)
+    if [stack.role for stack in stacks] != ["causal"] or getattr(root, "loss_type", None) != "ForCausalLM":
+        return None
+    if root.get_output_embeddings() is None or getattr(root.config, "output_router_logits", False):
+        return None
+    few = {key: value[:CHECKED] for key, value in inputs.items()}
+    rows = rows_of(few)
+    packed = packed_batch(inputs) if rows is None else None
+    if rows is None and packed is None:
+        return None
+    loss = ResponseLoss(root)
+    # in training mode adapters may have dropout, and two calls would differ
+    with _evaluating(inner), torch.no_grad():
+        batch = packed if packed is not None else batch_of(rows or [], device=inputs["input_ids"].device)
+        plain = model(**(inputs if packed is not None else few), use_cache=False)["loss"].float()
+        found = loss(model, batch) / len(batch.targets) if loss.prepare(model, batch) else None
+        if found is None or not _equal(found, plain, root.dtype):
+            logger.warning(
+                "logits of all tokens are computed: the loss of %s is not a cross-entropy of its output embeddings",
+                type(root).__name__,
+            )
+            return None
+    return loss
+
+
+def prepare_reuse(
+    model: nn.Module,
+    loss: ResponseLoss,
+    rows: Sequence[Row],
+    *,
+    passes: float,
+    folder: Path,
+    limit_gb: float | None,
+    on_fill: OnFill | None,
+    quiet: bool,
+) -> FrozenPrefix | str:
+    """A filled store, or in words why there is none."""
+    plan = frozen_plan(model)
+    if isinstance(plan, str):
+        return plan
+    gain = plan.gain(rows, passes)
+    if gain < GAIN:
+        return f"it would not pay ({gain:.2f} times less work in {passes:.3g} passes)"
+    frozen = FrozenPrefix(plan, folder=folder, limit_gb=limit_gb)
+    # the same example twice is kept once
+    rows = list(dict.fromkeys(rows))
+    try:
+        size = frozen.size(rows)
+        frozen.open(size)
+        if not quiet:
+            logger.warning("%s", describe(size, len(rows), frozen.where))
+        frozen.fill(rows[:CHECKED], lambda done: None)
+        _check_replay(model, loss, frozen, rows[:CHECKED])
+        with tqdm(total=len(rows), desc="frozen prefix", disable=quiet or on_fill is not None, leave=False) as bar:
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                bar.update(count)
+                if on_fill is not None:
+                    on_fill(done, len(rows))
+
+            frozen.fill(rows, advance)
+    except Unsupported as error:
+        frozen.close()
+        return str(error)
+    except BaseException:
+        # what is on disk is found again when the run is resumed
+        frozen.close(keep=True)
+        raise
+    return frozen
+
+
+def check_packing(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether a packed batch could tell if the model keeps packed examples apart; it must hold two of them.
+
+    Raises:
+        ReftuneError: the model lets one example look at another.
+    """
+    root: Any = find_root(model)
+    name = type(root).__name__
+    if "position_ids" not in inspect.signature(root.forward).parameters:
+        raise ReftuneError(f"packing=True: {name} takes no position_ids, so that it cannot tell packed examples apart")
+    begins = (inputs["position_ids"][0] == 0).nonzero()[:, 0].tolist()
+    if len(begins) < 2:
+        return False
+    first, stop = begins[1], begins[2] if len(begins) > 2 else inputs["input_ids"].shape[1]
+    ids, positions = inputs["input_ids"][:, :stop], inputs["position_ids"][:, :stop]
+    with _evaluating(model), torch.no_grad(), call_state(root).announcing(adapter_names=(BASE,)):
+        together = root(input_ids=ids, position_ids=positions, use_cache=False).logits[:, first:].float()
+        alone = root(input_ids=ids[:, first:], use_cache=False).logits.float()
+    rounding = 1e-3 if root.dtype in (torch.float32, torch.float64) else 5e-2
+    if not torch.allclose(together, alone, rtol=rounding, atol=rounding * float(alone.abs().max())):
+        raise ReftuneError(
+            f"packing=True: in {name} with the attention {root.config._attn_implementation!r} a packed example sees "
+            "the one before it; train without packing"
+        )
+    return True
+
+
+def dataset_rows(dataset: Any, collator: Any) -> list[Row] | None:
+    """Rows of a whole data set as the collator makes them; None if it has no length or holds more than rows."""
+    if not hasattr(dataset, "__len__"):
+        return None
+    found: list[Row] = []
+    for i in range(len(dataset)):
+        rows = rows_of(collator([dataset[i]]))
+        if rows is None:
+            return None
+        found += rows
+    return found
+
+
+def _check_replay(model: nn.Module, loss: ResponseLoss, frozen: FrozenPrefix, rows: Sequence[Row]) -> None:
+    with _evaluating(model), torch.no_grad():
+        plain = loss(model, batch_of(rows, device=frozen.device))
+        with frozen.replaying(rows) as batch:
+            replayed = loss(model, batch)
+    if not _equal(replayed, plain, loss.root.dtype):
+        raise Unsupported(
+            f"{type(loss.root).__name__} gives another loss when it is replayed ({float(replayed):.6g}, plain "
+            f"{float(plain):.6g})"
+        )
+
+
+def _equal(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Up to rounding: operations are the same, batches and so their sums may differ."""
+    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2
+    return torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance)
+
+
+class _evaluating:
+    """Evaluation mode for a while; modes are put back module by module."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modes = [(module, module.training) for module in model.modules()]
+        self.model = model
+
+    def __enter__(self) -> None:
+        self.model.eval()
+
+    def __exit__(self, *error: object) -> None:
+        for module, mode in self.modes:
+            module.training = mode

@@ -1,0 +1,259 @@
+"""Frozen-prefix reuse: what training cannot change is computed once an example and replayed in every epoch, exactly.
+
+See `frozen` for what that is.  The replay goes through the model's own forward: blocks up to r pass through, block r
+gives its stored output, and the cache holds the stored keys and values of the blocks behind it.
+
+Must not know: Trainer.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from ..tuner import BASE, call_state
+from .frozen import FrozenPlan, fingerprint, versions
+from .loss import head_as
+from .rows import Batch, Row, batch_of
+from .store import GB, DiskStore, Entry, Store, choose_store
+
+__all__ = ["FrozenPrefix", "Unsupported"]
+
+FILL_TOKENS = 2048
+
+
+class Unsupported(Exception):
+    """The model cannot be replayed exactly; the message completes "reuse is off: "."""
+
+
+class FrozenPrefix:
+    """The store of one model and adapter, and calls of the model that make use of it."""
+
+    def __init__(self, plan: FrozenPlan, *, folder: Path, limit_gb: float | None = None) -> None:
+        self.plan = plan
+        self.folder = folder
+        self.limit_gb = limit_gb
+        self.fingerprint = fingerprint(plan.root)
+        self._versions = versions(plan.root)
+        self._store: Store | None = None
+        self._others: int | None = None
+
+    # --- the store --------------------------------------------------------------------------------------------------
+
+    @property
+    def where(self) -> str:
+        return "" if self._store is None else self._store.where
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model begins."""
+        return self.plan.root.get_input_embeddings().weight.device
+
+    @property
+    def in_memory(self) -> bool:
+        return not isinstance(self._store, DiskStore)
+
+    def is_current(self) -> bool:
+        """Whether no weight was changed since the entries were made, as far as torch counts changes."""
+        return self._versions == versions(self.plan.root)
+
+    def is_valid(self, plan: FrozenPlan) -> bool:
+        """The same of the weights themselves, and whether the same is edited."""
+        return plan == self.plan and self.fingerprint == fingerprint(self.plan.root)
+
+    def holds(self, row: Row) -> bool:
+        return self._store is not None and self._key(row, self.plan.starts([row])[0]) in self._store
+
+    def close(self, *, keep: bool = False) -> None:
+        """Let go of the entries; with `keep`, those on disk stay there."""
+        if self._store is not None:
+            self._store.close(keep=keep)
+
+    def size(self, rows: Sequence[Row]) -> int:
+        """Bytes that the entries of these rows take.
+
+        Raises:
+            Unsupported: the cache of the model is not one of keys and values of one shape a block.
+        """
+        probe = min(rows, key=lambda row: len(row.ids))
+        entry = self._record([probe], self.plan.starts([probe]))[0]
+        start = self.plan.starts([probe])[0]
+        hidden = entry.hidden.nbytes // max(1, len(probe.ids) - start)
+        layers, _, heads, _, width = entry.kv.shape
+        kv = layers * 2 * heads * width * entry.kv.element_size()
+        return sum((len(row.ids) - w) * hidden + w * kv for row, w in zip(rows, self.plan.starts(rows), strict=True))
+
+    def open(self, size: int) -> None:
+        """Choose where entries go.
+
+        Raises:
+            Unsupported: there is no room for them.
+        """
+        store = choose_store(size, device=self.device, folder=self.folder, limit_gb=self.limit_gb)
+        if isinstance(store, str):
+            raise Unsupported(store)
+        self._store = store
+
+    def fill(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
+        """Compute the entries of the rows that have none; `advance` is told of each that is there."""
+        assert self._store is not None
+        keyed = {self._key(row, w): (row, w) for row, w in zip(rows, self.plan.starts(rows), strict=True)}
+        todo = [(key, row, w) for key, (row, w) in keyed.items() if key not in self._store]
+        advance(len(rows) - len(todo))
+        todo.sort(key=lambda item: len(item[1].ids))
+        while todo:
+            count = max(1, FILL_TOKENS // len(todo[-1][1].ids))
+            part, todo = todo[-count:], todo[:-count]
+            entries = self._record([row for _, row, _ in part], [w for _, _, w in part])
+            self._store.add({key: entry for (key, _, _), entry in zip(part, entries, strict=True)})
+            advance(len(part))
+
+    def _key(self, row: Row, start: int) -> str:
+        # the adapter is in it by r and w only: nothing else of it matters to what is stored
+        digest = blake2b(repr((self.fingerprint, self.plan.replayed, start)).encode(), digest_size=16)
+        digest.update(torch.tensor(row.ids).numpy().tobytes())
+        return digest.hexdigest()
+
+    def _record(self, rows: Sequence[Row], starts: Sequence[int]) -> list[Entry]:
+        """Entries of rows, from one call of the model without its adapters, which change nothing of what is kept."""
+        root, r = self.plan.root, self.plan.replayed
+        batch = batch_of(rows, device=self.device)
+        cache, outputs = DynamicCache(), []
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(call_state(root).announcing(adapter_names=(BASE,) * len(rows)))
+            stack.enter_context(head_as(root.get_output_embeddings(), lambda of, hidden: hidden[:1, :1]))
+            if r >= 0:
+                handle = self.plan.blocks[r].register_forward_hook(lambda block, args, out: outputs.append(out))
+                stack.callback(handle.remove)
+            root(input_ids=batch.inputs["input_ids"], past_key_values=cache, use_cache=True)
+        hidden = self._hidden(outputs[0]) if outputs else torch.zeros(len(rows), batch.inputs["input_ids"].shape[1], 0)
+        kv = self._keys_and_values(cache, batch.inputs["input_ids"].shape)
+        return [
+            Entry(hidden[i, w : len(row.ids)].clone(), kv[:, :, i, :, :w].clone())
+            for i, (row, w) in enumerate(zip(rows, starts, strict=True))
+        ]
+
+    def _hidden(self, output: Any) -> Tensor:
+        # what else a block returns are attention weights, which nobody asks for
+        self._others = len(output) - 1 if isinstance(output, tuple) else None
+        return output[0] if isinstance(output, tuple) else output
+
+    def _keys_and_values(self, cache: DynamicCache, shape: torch.Size) -> Tensor:
+        """[L, 2, B, H, T, D] of the blocks behind r."""
+        layers = cache.layers[self.plan.replayed + 1 :]
+        found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+        flat = [tensor for pair in found for tensor in pair]
+        if len(cache.layers) != len(self.plan.blocks) or not all(
+            isinstance(t, Tensor) and t.ndim == 4 and (t.shape[0], t.shape[2]) == tuple(shape) for t in flat
+        ):
+            raise Unsupported(f"the cache of {type(self.plan.root).__name__} is not one of keys and values a block")
+        if len({t.shape for t in flat if isinstance(t, Tensor)}) > 1:
+            raise Unsupported("the keys and values of the blocks have different shapes")
+        if not layers:
+            return torch.zeros(0, 2, shape[0], 1, shape[1], 1, device=self.device)
+        return torch.stack([torch.stack([keys, values]) for keys, values in found])  # type: ignore[list-item]
+
+    # --- the replay -------------------------------------------------------------------------------------------------
+
+    def widths(self, rows: Sequence[Row]) -> list[int]:
+        """Tokens of each row that are still to be computed."""
+        return [len(row.ids) - w for row, w in zip(rows, self.plan.starts(rows), strict=True)]
+
+    @contextmanager
+    def replaying(self, rows: Sequence[Row]) -> Iterator[Batch]:
+        """Inside, a call of the model with this batch computes what is left of the rows, all of which are held."""
+        assert self._store is not None
+        starts = self.plan.starts(rows)
+        device = self.device
+        batch = batch_of(rows, device=device, starts=starts)
+        width, past = batch.inputs["input_ids"].shape[1], max(starts)
+        entries = [self._store[self._key(row, w)] for row, w in zip(rows, starts, strict=True)]
+        if past:
+            self._add_cache(batch.inputs, entries, starts, width)
+        with ExitStack() as stack:
+            if self.plan.replayed >= 0:
+                hidden = _padded([entry.hidden for entry in entries], width, device)
+                stack.enter_context(self._passing(hidden))
+            yield batch
+
+    def _add_cache(self, inputs: dict[str, Any], entries: list[Entry], starts: list[int], width: int) -> None:
+        """The keys and values of each row right before its window, so that all windows begin in one column."""
+        device, past = inputs["input_ids"].device, max(starts)
+        layers, _, heads, _, size = entries[0].kv.shape
+        kv = torch.zeros(layers, 2, len(entries), heads, past, size, dtype=entries[0].kv.dtype, device=device)
+        for i, (entry, w) in enumerate(zip(entries, starts, strict=True)):
+            kv[:, :, i, :, past - w :] = entry.kv.to(device, non_blocking=True)
+        cache = DynamicCache()
+        for layer in range(len(self.plan.blocks)):
+            j = layer - self.plan.replayed - 1
+            # of blocks that pass through only the length is asked for
+            k, v = kv[j] if j >= 0 else kv.new_zeros(2, len(entries), 1, past, 1)
+            cache.update(k, v, layer)
+        begin = torch.tensor(starts, device=device)[:, None]
+        columns = torch.arange(past + width, device=device)[None]
+        inputs["attention_mask"] = (columns >= past - begin).long()
+        inputs["past_key_values"], inputs["use_cache"] = cache, True
+        if _takes_position_ids(self.plan.root):
+            inputs["position_ids"] = begin + torch.arange(width, device=device)[None]
+
+    @contextmanager
+    def _passing(self, hidden: Tensor) -> Iterator[None]:
+        r = self.plan.replayed
+        returned = _as_returned(hidden, self._others)
+        replaced: list[tuple[nn.Module, Callable[..., Any]]] = [
+            (block, partial(_pass_on, self._others)) for block in self.plan.blocks[:r]
+        ]
+        replaced.append((self.plan.blocks[r], lambda *args, **kwargs: returned))
+        with ExitStack() as stack:
+            for block, forward in replaced:
+                stack.enter_context(_forward_as(block, forward))
+            yield
+
+
+@contextmanager
+def _forward_as(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    before = block.__dict__.get("forward")
+    block.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del block.__dict__["forward"]
+        else:
+            block.__dict__["forward"] = before
+
+
+def _pass_on(others: int | None, *args: Any, **kwargs: Any) -> Any:
+    return _as_returned(args[0] if args else kwargs["hidden_states"], others)
+
+
+def _as_returned(hidden: Tensor, others: int | None) -> Any:
+    """As a block returns it: alone, or the first of a tuple with so many `others`."""
+    return hidden if others is None else (hidden, *[None] * others)
+
+
+def _padded(values: list[Tensor], width: int, device: torch.device) -> Tensor:
+    padded = torch.zeros(len(values), width, values[0].shape[-1], dtype=values[0].dtype, device=device)
+    for i, value in enumerate(values):
+        padded[i, : len(value)] = value.to(device, non_blocking=True)
+    return padded
+
+
+def _takes_position_ids(root: Any) -> bool:
+    return "position_ids" in inspect.signature(root.forward).parameters
+
+
+def describe(size: int, rows: int, where: str) -> str:
+    """One line for the user, before the entries are computed."""
+    amount = f"{size / GB:.2f} GB" if size >= 0.1 * GB else f"{size / 1e6:.1f} MB"
+    return f"frozen-prefix reuse: {rows} examples, {amount} in {where}"
