@@ -78,7 +78,7 @@ def demo(
         training={**TRAINING, "num_train_epochs": epochs},
     )
     with TrainingProgress(progress) as callback:
-        result = train_run(config, overwrite=True, callbacks=[callback])
+        result = train_run(config, overwrite=True, callbacks=[callback], on_fill=callback.on_fill)
     after = answers(result.model, result.tokenizer)
     samples = [
         {"prompt": question, "base": base, "adapter": adapted}

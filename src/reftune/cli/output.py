@@ -84,6 +84,7 @@ class TrainingProgress(TrainerCallback):
     def __init__(self, console: Console) -> None:
         self.progress = _progress(console)
         self.task: Any = None
+        self.filling: Any = None
 
     def __enter__(self) -> TrainingProgress:
         return self
@@ -94,6 +95,12 @@ class TrainingProgress(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.start()
         self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, note="")
+
+    def on_fill(self, done: int, total: int) -> None:
+        """How much of what training cannot change is computed."""
+        if self.filling is None:
+            self.filling = self.progress.add_task("frozen prefix", total=total, note="")
+        self.progress.update(self.filling, completed=done, visible=done < total)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.update(self.task, completed=state.global_step)

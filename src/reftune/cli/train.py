@@ -29,8 +29,9 @@ Examples:
     reftune train run.yaml --rank 8 --lr 2e-3 --output another-adapter
 
 The file has the keys model, data, output, eval_data, max_length, seed,
-dtype, reft (fields of ReftConfig) and training (fields of transformers'
-TrainingArguments). Flags win over the file.
+dtype, reuse, reuse_limit_gb, packing, reft (fields of ReftConfig) and
+training (fields of transformers' TrainingArguments). Flags win over the
+file.
 """
 
 
@@ -49,12 +50,15 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step, per device.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row; longer prompts are cut from the left.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    packing: Annotated[bool | None, typer.Option("--packing", help="No padding: rows end to end.")] = None,
+    reuse: Annotated[str | None, typer.Option(help="auto or off: replay what training cannot change.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in an output that holds a run.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     values = read_yaml(config) if config is not None else {}
     top = {"model": model, "data": data, "eval_data": eval_data, "max_length": max_length, "seed": seed}
+    top |= {"packing": packing, "reuse": reuse}
     top["output"] = None if output is None else str(output)
     values.update({key: value for key, value in top.items() if value is not None})
     reft = {"r": rank, "layers": layers, "positions": positions, "intervention": intervention}
@@ -75,7 +79,7 @@ def train(
     results, progress = consoles(as_json)
     quiet_libraries()
     with TrainingProgress(progress) as callback:
-        result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[callback])
+        result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[callback], on_fill=callback.on_fill)
     if not math.isfinite(result.final_loss):
         say(progress, "the loss is not a number: training diverged; try a lower learning rate", style="red")
     if as_json:

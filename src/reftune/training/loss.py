@@ -61,8 +61,11 @@ class ResponseLoss:
             chosen = hidden[batch.rows, batch.columns]
             rows = chunk_rows(hidden.device, self.vocabulary)
             trained = any(p.requires_grad for p in self.head.parameters())
+            # a linear layer does not need its own result again
+            bare = post is _as_it_is and type(self.head) is nn.Linear
+            logits_of: Logits = of if bare else lambda h: post(of(h))
             found.append(
-                chunked_cross_entropy(chosen, batch.targets, lambda h: post(of(h)), rows=rows, trained=trained)
+                chunked_cross_entropy(chosen, batch.targets, logits_of, rows=rows, trained=trained, overwrite=bare)
             )
             # Something like a logit must be given back, with a graph: DDP looks there for what was used.
             return hidden[:1, :1, :1].expand(1, 1, self.vocabulary)
@@ -93,15 +96,16 @@ def chunk_rows(device: torch.device, vocabulary: int) -> int:
 
 
 def chunked_cross_entropy(
-    hidden: Tensor, targets: Tensor, logits_of: Logits, *, rows: int, trained: bool = False
+    hidden: Tensor, targets: Tensor, logits_of: Logits, *, rows: int, trained: bool = False, overwrite: bool = False
 ) -> Tensor:
     """hidden [N, d], targets [N] → Σ −log softmax(logits_of(hidden))[target], in float32.
 
     Logits of `rows` rows exist at a time, in the backward pass too.  With a frozen head the gradient of `hidden` is
     computed along with the loss; with a `trained` one the logits are computed again in the backward pass.
+    `overwrite`: float32 logits may be written over, as nothing needs them for its gradient.
     """
     if not trained:
-        return _ChunkedLoss.apply(hidden, targets, logits_of, rows)
+        return _ChunkedLoss.apply(hidden, targets, logits_of, rows, overwrite)
     total = hidden.new_zeros((), dtype=torch.float32)
     for h, t in zip(hidden.split(rows), targets.split(rows), strict=True):
         total = total + checkpoint(_sum, logits_of, h, t, use_reentrant=False)
@@ -114,7 +118,7 @@ def _sum(logits_of: Logits, hidden: Tensor, targets: Tensor) -> Tensor:
 
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Logits, rows: int) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, logits_of: Logits, rows: int, overwrite: bool) -> Tensor:
         needed = ctx.needs_input_grad[0]
         gradient = torch.empty_like(hidden) if needed else None
         total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -124,8 +128,7 @@ class _ChunkedLoss(torch.autograd.Function):
             with torch.set_grad_enabled(needed):
                 logits = logits_of(h)
             at = targets[part, None]
-            # a copy: what is behind the head may need its own result for its gradient
-            p = logits.detach().to(torch.float32, copy=True)
+            p = logits.detach().to(torch.float32, copy=not overwrite)
             top = p.amax(-1, keepdim=True)
             wanted = p.gather(1, at)
             p.sub_(top).exp_()
@@ -140,7 +143,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scaled = None if ctx.gradient is None else ctx.gradient * grads[0].to(ctx.gradient.dtype)
-        return scaled, None, None, None
+        return scaled, None, None, None, None
 
 
 def _remember(found: list[Tensor], value: Tensor) -> Tensor:

@@ -71,7 +71,8 @@ def prepare_reuse(
     folder: Path,
     limit_gb: float | None,
     on_fill: OnFill | None,
-    quiet: bool,
+    is_main: bool,
+    no_bar: bool,
 ) -> FrozenPrefix | str:
     """A filled store, or in words why there is none."""
     plan = frozen_plan(model)
@@ -86,11 +87,13 @@ def prepare_reuse(
     try:
         size = frozen.size(rows)
         frozen.open(size)
-        if not quiet:
+        if is_main:
             logger.warning("%s", describe(size, len(rows), frozen.where))
         frozen.fill(rows[:CHECKED], lambda done: None)
         _check_replay(model, loss, frozen, rows[:CHECKED])
-        with tqdm(total=len(rows), desc="frozen prefix", disable=quiet or on_fill is not None, leave=False) as bar:
+        with tqdm(
+            total=len(rows), desc="frozen prefix", disable=no_bar or not is_main or on_fill is not None, leave=False
+        ) as bar:
             done = 0
 
             def advance(count: int) -> None:

@@ -24,7 +24,7 @@ from transformers import Trainer
 
 from ..errors import ReftuneError
 
-__all__ = ["ProcessTrainer", "average_gradients", "trained_modules"]
+__all__ = ["ProcessTrainer", "average_gradients", "prepare_plugin", "trained_modules"]
 
 
 class ProcessTrainer(Trainer):
@@ -47,7 +47,7 @@ class ProcessTrainer(Trainer):
             state.distributed_type = PartialState().distributed_type = DistributedType.FSDP
             self.is_fsdp_enabled = True
         if self.is_fsdp_enabled:
-            _prepare_plugin(state.fsdp_plugin)
+            prepare_plugin(state.fsdp_plugin)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         # Trainer calls this just before the model is sharded, and what is to be stepped is what must stay whole
@@ -120,7 +120,12 @@ def _fsdp_is_asked_for() -> bool:
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def _prepare_plugin(plugin: FullyShardedDataParallelPlugin) -> None:
+def prepare_plugin(plugin: FullyShardedDataParallelPlugin) -> None:
+    """Refuse what cannot keep trained parameters whole, and mend what is worse than need be.
+
+    Raises:
+        ReftuneError: a field has a value that is not supported.
+    """
     refused = {
         "fsdp_version": (plugin.fsdp_version, 2, "version 1 mixes trained and frozen parameters in one tensor"),
         "fsdp_cpu_ram_efficient_loading": (plugin.cpu_ram_efficient_loading, False, "it shards adapters too"),

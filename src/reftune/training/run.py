@@ -25,7 +25,8 @@ from ..data.records import read_records
 from ..data.style import PromptStyle
 from ..errors import ReftuneError
 from ..models import load_base, save_adapter
-from .trainer import ReftTrainer
+from .prepare import OnFill
+from .trainer import REUSE, ReftTrainer
 
 __all__ = ["RunConfig", "RunResult", "train_run"]
 
@@ -62,6 +63,12 @@ class RunConfig:
     seed: int = 42
     dtype: str = "auto"
     """Of the base model: auto, float32, bfloat16, float16.  The adapter is float32 in any case."""
+    reuse: str = "auto"
+    """auto or off: keep what training cannot change of an example and replay it in every epoch (`ReftTrainer`)."""
+    reuse_limit_gb: float | None = None
+    """The most memory that this may take; what is larger goes to disk.  By default half of what is free."""
+    packing: bool = False
+    """Lay the rows of a batch end to end, without padding."""
     reft: dict[str, Any] = field(default_factory=dict)
     """Fields of `ReftConfig`."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -77,6 +84,7 @@ class RunConfig:
             raise ReftuneError(f"seed={self.seed!r} is not valid; use a whole number from 0")
         if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 2):
             raise ReftuneError(f"max_length={self.max_length!r} is not valid; use a number of tokens, or null for any")
+        self._check_speed()
         _refuse_unknown("reft", self.reft, {f.name for f in fields(ReftConfig)})
         # output_dir and seed are output and seed of the configuration itself
         valid = {f.name for f in fields(TrainingArguments) if f.init} - {"output_dir", "seed"}
@@ -84,6 +92,18 @@ class RunConfig:
         self.reft = {key: _number(value) for key, value in self.reft.items()}
         self.training = {key: _number(value) for key, value in self.training.items()}
         self.reft_config()
+
+    def _check_speed(self) -> None:
+        if self.reuse is False:
+            # YAML reads a bare off as false
+            self.reuse = "off"
+        if self.reuse not in REUSE:
+            raise ReftuneError(f"reuse={self.reuse!r} is not valid; use one of {', '.join(map(repr, REUSE))}")
+        limit = self.reuse_limit_gb
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0):
+            raise ReftuneError(f"reuse_limit_gb={limit!r} is not valid; use a number from 0, or null")
+        if not isinstance(self.packing, bool):
+            raise ReftuneError(f"packing={self.packing!r} is not valid; use true or false")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -150,8 +170,11 @@ def train_run(
     resume: bool = False,
     overwrite: bool = False,
     callbacks: list[TrainerCallback] | None = None,
+    on_fill: OnFill | None = None,
 ) -> RunResult:
     """Train and save.  With `resume` it goes on from the last checkpoint of the output folder.
+
+    `on_fill(done, total)` is told how many examples are prepared for reuse (`ReftTrainer`).
 
     Raises:
         ReftuneError: the output folder has a run already and neither `resume` nor `overwrite` is given; or the data
@@ -181,6 +204,10 @@ def train_run(
         eval_dataset=eval_dataset,
         processing_class=tokenizer,
         callbacks=callbacks,
+        reuse=config.reuse,
+        reuse_limit_gb=config.reuse_limit_gb,
+        packing=config.packing,
+        on_fill=on_fill,
     )
     if callbacks:
         # Trainer's own two write to stdout and over each other

@@ -27,7 +27,7 @@ from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
 from .rows import Row, batch_of, packed_batch, rows_of, split
 
-__all__ = ["ReftTrainer"]
+__all__ = ["REUSE", "ReftTrainer"]
 
 logger = logging.getLogger("reftune")
 
@@ -47,7 +47,7 @@ class ReftTrainer(ProcessTrainer):
     - Rows of very different lengths in one batch are computed in several calls, as far as that saves padding.
     - `reuse="auto"`: what no trained parameter can change of an example is computed once and replayed in every epoch,
       where that is exact and pays; otherwise one line says why not.  It is kept in memory up to `reuse_limit_gb` (by
-      default half of what is free), else on disk below `output_dir`.  `on_fill(done, total)` takes the place of a
+      default half of what is free), else on disk below `output_dir`.  `on_fill(done, total)` takes the place of the
       progress bar while it is computed.  `reuse="off"` never does so.
     - `packing=True`: the rows of a batch are laid end to end in one row, without padding.
 
@@ -242,7 +242,8 @@ class ReftTrainer(ProcessTrainer):
                         folder=Path(self.args.output_dir or ".") / "frozen-prefix" / str(self.args.process_index),
                         limit_gb=self.reuse_limit_gb,
                         on_fill=self._on_fill,
-                        quiet=bool(self.args.disable_tqdm) or not self.is_world_process_zero(),
+                        is_main=self.is_world_process_zero(),
+                        no_bar=bool(self.args.disable_tqdm),
                     )
                 if isinstance(found, FrozenPrefix):
                     self._frozen = found
