@@ -34,6 +34,12 @@ class ProcessTrainer(Trainer):
         ReftuneError: FSDP is asked for in a way that cannot keep them whole.
     """
 
+    @property
+    def is_sharded(self) -> bool:
+        """Whether the base lies in pieces over the processes, by FSDP, DeepSpeed, or as transformers loaded it."""
+        on_load = getattr(self, "is_distributed_loading_by_transformers", False)
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled or on_load)
+
     def create_accelerator_and_postprocess(self) -> None:
         super().create_accelerator_and_postprocess()
         state: Any = self.accelerator.state

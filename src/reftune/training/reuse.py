@@ -255,5 +255,5 @@ def _takes_position_ids(root: Any) -> bool:
 
 def describe(size: int, rows: int, where: str) -> str:
     """One line for the user, before the entries are computed."""
-    amount = f"{size / GB:.2f} GB" if size >= 0.1 * GB else f"{size / 1e6:.1f} MB"
+    amount = f"{size / GB:.2f} GB" if size >= 0.1 * GB else f"{size / 1e6:.2f} MB"
     return f"frozen-prefix reuse: {rows} examples, {amount} in {where}"
