@@ -33,8 +33,14 @@ def command() -> str:
 def consoles(as_json: bool) -> tuple[Console, Console]:
     """(for results, for progress).  With --json both are stderr."""
     # emoji=False: what a model writes is printed as it is, and it may write :smile:
-    progress = Console(stderr=True, emoji=False, highlight=False)
-    return (progress if as_json else Console(emoji=False, highlight=False), progress)
+    quiet = not is_first_process()
+    progress = Console(stderr=True, emoji=False, highlight=False, quiet=quiet)
+    return (progress if as_json else Console(emoji=False, highlight=False, quiet=quiet), progress)
+
+
+def is_first_process() -> bool:
+    """Of several that `accelerate launch` or `torchrun` started, one speaks."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(console: Console, text: str, *, style: str = "") -> None:
@@ -44,6 +50,8 @@ def say(console: Console, text: str, *, style: str = "") -> None:
 
 def emit(result: dict[str, Any]) -> None:
     """The one object of --json."""
+    if not is_first_process():
+        return
     readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     json.dump(_finite(result), sys.stdout, ensure_ascii=not readable, allow_nan=False)
     sys.stdout.write("\n")

@@ -68,7 +68,7 @@ class ResponseLoss:
                 chunked_cross_entropy(chosen, batch.targets, logits_of, rows=rows, trained=trained, overwrite=bare)
             )
             # Something like a logit must be given back, with a graph: DDP looks there for what was used.
-            return hidden[:1, :1, :1].expand(1, 1, self.vocabulary)
+            return of(hidden[:1, :1]) if trained else hidden[:1, :1, :1].expand(1, 1, self.vocabulary).clone()
 
         with head_as(self.head, forward):
             model(**{"use_cache": False, **batch.inputs, **more})

@@ -219,8 +219,9 @@ def train_run(
     start = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = time.perf_counter() - start
-    save_adapter(model, output)
-    style.write(output)
+    if trainer.is_world_process_zero():
+        save_adapter(model, output)
+        style.write(output)
     model.eval()
     head = dataset.select(range(min(len(dataset), FINAL_LOSS_ROWS)))
     final_loss = trainer.evaluate(head, metric_key_prefix="train")["train_loss"]

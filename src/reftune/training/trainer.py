@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import DistributedType
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
@@ -189,6 +188,9 @@ class ReftTrainer(ProcessTrainer):
             frozen = None
         held = [] if frozen is None else [row for row in rows if frozen.holds(row)]
         other = [row for row in rows if frozen is None or not frozen.holds(row)]
+        if other and self.accelerator.num_processes > 1:
+            # one call in every process
+            held, other = [], list(rows)
         parts: list[Tensor] = []
         with self._shared_bases():
             for part in self._parts(other, [len(row.ids) for row in other]):
@@ -220,6 +222,8 @@ class ReftTrainer(ProcessTrainer):
             self.label_smoother is not None
             or self.compute_loss_func is not None
             or self.args.n_gpu > 1
+            # it wants gradients to flow through what each module returned
+            or self.is_deepspeed_enabled
             or self.args.torch_compile
             or self.args.use_liger_kernel
             or (parallel is not None and (parallel.cp_enabled or parallel.sp_enabled))
@@ -257,7 +261,7 @@ class ReftTrainer(ProcessTrainer):
             return "the loss is not the plain one of a causal language model"
         if self.packing:
             return "packing=True lays rows end to end"
-        if self.accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        if self.is_sharded:
             return "the base model lies in pieces over several processes"
         return None
 
