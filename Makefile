@@ -16,7 +16,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format wheel clean
+.PHONY: help venv demo test check format wheel bench bench-quick bench-gpu clean
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
@@ -24,6 +24,9 @@ help:
 	@echo 'make check   lint, format, types, import layers'
 	@echo 'make format  let the linter repair what it can'
 	@echo 'make wheel   build the wheel and try it in a fresh environment'
+	@echo 'make bench   everything beside every peer, with targets (an hour; peers in .venv-peers); ARGS=--resume goes on'
+	@echo 'make bench-quick  step times of ours and of the floor (3 minutes)'
+	@echo 'make bench-gpu    step times of 1B and 8B shapes on a GPU'
 	@echo 'make clean   remove the environment and build outputs'
 
 venv: $(STAMP)
@@ -77,5 +80,14 @@ wheel: $(STAMP)
 	venv/bin/reftune --help; \
 	echo "wheel: $$(basename "$$wheel") imports and runs outside the source tree"
 
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.run all $(ARGS)
+
+bench-quick: $(STAMP)
+	$(BIN)/python -m benchmarks.run quick $(ARGS)
+
+bench-gpu: $(STAMP)
+	$(BIN)/python -m benchmarks.run gpu $(ARGS)
+
 clean:
-	rm -rf .venv build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

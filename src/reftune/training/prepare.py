@@ -42,18 +42,19 @@ def prepare_loss(model: nn.Module, inner: nn.Module, inputs: Mapping[str, Any]) 
         return None
     if root.get_output_embeddings() is None or getattr(root.config, "output_router_logits", False):
         return None
-    few = {key: value[:CHECKED] for key, value in inputs.items()}
-    rows = rows_of(few)
+    rows = rows_of(inputs)
     packed = packed_batch(inputs) if rows is None else None
     if rows is None and packed is None:
         return None
+    few = inputs if rows is None else {key: value[:CHECKED] for key, value in inputs.items()}
     loss = ResponseLoss(root)
     # in training mode adapters may have dropout, and two calls would differ
     with _evaluating(inner), torch.no_grad():
-        batch = packed if packed is not None else batch_of(rows or [], device=inputs["input_ids"].device)
-        plain = model(**(inputs if packed is not None else few), use_cache=False)["loss"].float()
+        batch = packed or batch_of((rows or [])[:CHECKED], device=inputs["input_ids"].device)
+        out = model(**few, use_cache=False)
+        plain = out.get("loss") if isinstance(out, dict) else None
         found = loss(model, batch) / len(batch.targets) if loss.prepare(model, batch) else None
-        if found is None or not _equal(found, plain, root.dtype):
+        if found is None or plain is None or not _equal(found, plain, root.dtype):
             logger.warning(
                 "logits of all tokens are computed: the loss of %s is not a cross-entropy of its output embeddings",
                 type(root).__name__,
