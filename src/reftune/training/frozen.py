@@ -22,7 +22,7 @@ from ..positions import PositionSpec, first_edited
 from ..tuner import ReftLayer, find_root, find_stacks
 from .rows import Row
 
-__all__ = ["GAIN", "FrozenPlan", "fingerprint", "frozen_plan", "versions"]
+__all__ = ["GAIN", "FrozenPlan", "Watch", "fingerprint", "frozen_plan", "rope_limit"]
 
 # A part of a step must be saved for the trouble and the memory.
 GAIN = 1.05
@@ -102,6 +102,11 @@ def _not_deterministic(model: nn.Module) -> str | None:
         if parameter.requires_grad and PREFIX not in name:
             return f"{name!r} of the base model is trained"
     root: Any = find_root(model)
+    for name, tensor in _base_tensors(root):
+        if type(tensor.data) is not torch.Tensor:
+            return f"{name!r} of the base model is a {type(tensor.data).__name__}, whose content is not looked into"
+    if any(type(module).__name__ == "Linear8bitLt" for module in root.modules()):
+        return "an 8-bit base rounds activations by what else is in the call"
     for name, rate in root.config.get_text_config().to_dict().items():
         # some models have these fields for a head that a language model lacks
         if name in ("classifier_dropout", "summary_first_dropout") or not isinstance(rate, float) or rate <= 0:
@@ -134,18 +139,28 @@ def _adapters_of(layer: BaseTunerLayer) -> set[str]:
 def fingerprint(root: Any) -> str:
     """Of all that the constant part of a forward call depends on but tokens: configuration, weights, revision.
 
-    All weights go in, by a sum of their bits that is the same in whatever order it is taken.
+    All weights go in, by sums of the bits of each row and each column.
     """
     digest = blake2b(digest_size=16)
     # what is written into a configuration at run time is no part of the file's content
     digest.update(repr((type(root).__name__, root.config.to_json_string(use_diff=False))).encode())
     digest.update(repr((getattr(root.config, "_commit_hash", None), root.config._attn_implementation)).encode())
     for name, tensor in _base_tensors(root):
-        bits = tensor.detach().reshape(-1)
-        kind = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}.get(bits.element_size(), torch.uint8)
-        total = bits.contiguous().view(kind).sum(dtype=torch.int64) if bits.numel() else torch.zeros(())
-        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype), int(total))).encode())
+        digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
+        for sums in _sums_of_bits(tensor):
+            digest.update(sums.cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def _sums_of_bits(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
+    """By rows and by columns: whole numbers, so the same in whatever order they are added."""
+    if not tensor.numel():
+        return
+    kind = {2: torch.int16, 4: torch.int32, 8: torch.int64}.get(tensor.element_size(), torch.uint8)
+    rows = tensor.shape[0] if tensor.ndim > 1 else 1
+    table = tensor.detach().contiguous().reshape(rows, -1).view(kind)
+    yield table.sum(1, dtype=torch.int64)
+    yield table.sum(0, dtype=torch.int64)
 
 
 def _base_tensors(root: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
@@ -154,6 +169,42 @@ def _base_tensors(root: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
             yield name, tensor
 
 
-def versions(root: nn.Module) -> int:
-    """Changes whenever a weight of the base is changed in place."""
-    return sum(tensor._version for _, tensor in _base_tensors(root))
+class Watch:
+    """Whether what is replayed may have changed since: at each step, so by what is quick to look at.
+
+    These are torch's counts of changes in place, one element of each weight of the base, and which adapters are active.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.seen = self._look()
+
+    def is_unchanged(self) -> bool:
+        counts, elements, adapters = self.seen
+        now = self._look()
+        same = len(elements) == len(now[1]) and all(map(torch.equal, elements, now[1]))
+        return same and (counts, adapters) == (now[0], now[2])
+
+    def _look(self) -> tuple[int, list[torch.Tensor], list[Any]]:
+        counts, elements = 0, {}
+        for _, tensor in _base_tensors(find_root(self.model)):
+            counts += tensor._version
+            if tensor.numel():
+                middle = tensor.detach().reshape(-1)[tensor.numel() // 2]
+                elements.setdefault(tensor.device, []).append(middle.float())
+        adapters = [
+            (id(module), tuple(module.active_adapters), module.disable_adapters)
+            for module in self.model.modules()
+            if isinstance(module, BaseTunerLayer)
+        ]
+        return counts, [torch.stack(found).nan_to_num() for found in elements.values()], adapters
+
+
+def rope_limit(config: Any) -> int | None:
+    """Tokens up to which a row does not depend on the longest row of its call, as with some rotary embeddings."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for found in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
+        if found.get("rope_type") in ("dynamic", "longrope"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            return found.get("original_max_position_embeddings") or own or config.max_position_embeddings
+    return None

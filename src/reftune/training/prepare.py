@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .loss import ResponseLoss
 from .reuse import FrozenPrefix, Unsupported, describe
 from .rows import Row, batch_of, packed_batch, rows_of
 
-__all__ = ["OnFill", "check_packing", "dataset_rows", "prepare_loss", "prepare_reuse"]
+__all__ = ["OnFill", "check_packing", "dataset_rows", "is_causal", "prepare_loss", "prepare_reuse"]
 
 logger = logging.getLogger("reftune")
 
@@ -31,16 +32,23 @@ OnFill = Callable[[int, int], None]
 CHECKED = 2
 
 
-def prepare_loss(model: nn.Module, inner: nn.Module, inputs: Mapping[str, Any]) -> ResponseLoss | None:
+def is_causal(model: nn.Module) -> bool:
+    """Whether this is a causal language model, of which a line about what it cannot do is worth reading."""
+    root: Any = find_root(model)
+    return [stack.role for stack in find_stacks(root)] == ["causal"] and root.get_output_embeddings() is not None
+
+
+def prepare_loss(
+    model: nn.Module, inner: nn.Module, inputs: Mapping[str, Any], *, rounding: float
+) -> ResponseLoss | None:
     """The loss of labelled tokens only, if it equals the model's own on the first rows of this batch.
 
-    `model` is what is called, which may wrap `inner`.
+    `model` is what is called, which may wrap `inner`; `rounding` is the relative error of its arithmetic.
     """
     root: Any = find_root(inner)
-    stacks = find_stacks(root)
-    if [stack.role for stack in stacks] != ["causal"] or getattr(root, "loss_type", None) != "ForCausalLM":
-        return None
-    if root.get_output_embeddings() is None or getattr(root.config, "output_router_logits", False):
+    # without a type of loss, or with none of its own, transformers takes that of causal language models
+    own = getattr(root, "loss_type", None) not in (None, "ForCausalLM") or "_loss_function" in root.__dict__
+    if own or not is_causal(inner) or getattr(root.config, "output_router_logits", False):
         return None
     rows = rows_of(inputs)
     packed = packed_batch(inputs) if rows is None else None
@@ -54,7 +62,7 @@ def prepare_loss(model: nn.Module, inner: nn.Module, inputs: Mapping[str, Any]) 
         out = model(**few, use_cache=False)
         plain = out.get("loss") if isinstance(out, dict) else None
         found = loss(model, batch) / len(batch.targets) if loss.prepare(model, batch) else None
-        if found is None or plain is None or not _equal(found, plain, root.dtype):
+        if found is None or plain is None or not _equal(found, plain, rounding):
             logger.warning(
                 "logits of all tokens are computed: the loss of %s is not a cross-entropy of its output embeddings",
                 type(root).__name__,
@@ -74,6 +82,7 @@ def prepare_reuse(
     on_fill: OnFill | None,
     is_main: bool,
     no_bar: bool,
+    rounding: float,
 ) -> FrozenPrefix | str:
     """A filled store, or in words why there is none."""
     plan = frozen_plan(model)
@@ -82,7 +91,7 @@ def prepare_reuse(
     gain = plan.gain(rows, passes)
     if gain < GAIN:
         return f"it would not pay ({gain:.2f} times less work in {passes:.3g} passes)"
-    frozen = FrozenPrefix(plan, folder=folder, limit_gb=limit_gb)
+    frozen = FrozenPrefix(model, plan, folder=folder, limit_gb=limit_gb)
     # the same example twice is kept once
     rows = list(dict.fromkeys(rows))
     try:
@@ -91,7 +100,7 @@ def prepare_reuse(
         if is_main:
             logger.warning("%s", describe(size, len(rows), frozen.where))
         frozen.fill(rows[:CHECKED], lambda done: None)
-        _check_replay(model, loss, frozen, rows[:CHECKED])
+        _check_replay(model, loss, frozen, rows[:CHECKED], rounding)
         with tqdm(
             total=len(rows), desc="frozen prefix", disable=no_bar or not is_main or on_fill is not None, leave=False
         ) as bar:
@@ -130,7 +139,9 @@ def check_packing(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
         return False
     first, stop = begins[1], begins[2] if len(begins) > 2 else inputs["input_ids"].shape[1]
     ids, positions = inputs["input_ids"][:, :stop], inputs["position_ids"][:, :stop]
-    with _evaluating(model), torch.no_grad(), call_state(root).announcing(adapter_names=(BASE,)):
+    state = call_state(root)
+    base = nullcontext() if state is None else state.announcing(adapter_names=(BASE,))
+    with _evaluating(model), torch.no_grad(), base:
         together = root(input_ids=ids, position_ids=positions, use_cache=False).logits[:, first:].float()
         alone = root(input_ids=ids[:, first:], use_cache=False).logits.float()
     rounding = 1e-3 if root.dtype in (torch.float32, torch.float64) else 5e-2
@@ -155,22 +166,23 @@ def dataset_rows(dataset: Any, collator: Any) -> list[Row] | None:
     return found
 
 
-def _check_replay(model: nn.Module, loss: ResponseLoss, frozen: FrozenPrefix, rows: Sequence[Row]) -> None:
+def _check_replay(
+    model: nn.Module, loss: ResponseLoss, frozen: FrozenPrefix, rows: Sequence[Row], rounding: float
+) -> None:
     with _evaluating(model), torch.no_grad():
         plain = loss(model, batch_of(rows, device=frozen.device))
         with frozen.replaying(rows) as batch:
             replayed = loss(model, batch)
-    if not _equal(replayed, plain, loss.root.dtype):
+    if not _equal(replayed, plain, rounding):
         raise Unsupported(
             f"{type(loss.root).__name__} gives another loss when it is replayed ({float(replayed):.6g}, plain "
             f"{float(plain):.6g})"
         )
 
 
-def _equal(one: torch.Tensor, other: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Up to rounding: operations are the same, batches and so their sums may differ."""
-    tolerance = 1e-4 if dtype in (torch.float32, torch.float64) else 3e-2
-    return torch.allclose(one.float(), other.float(), rtol=tolerance, atol=tolerance)
+def _equal(one: torch.Tensor, other: torch.Tensor, rounding: float) -> bool:
+    """Operations are the same; batches and so their sums may differ."""
+    return torch.allclose(one.float(), other.float(), rtol=rounding, atol=rounding)
 
 
 class _evaluating:

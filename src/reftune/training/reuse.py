@@ -21,14 +21,15 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ..tuner import BASE, call_state
-from .frozen import FrozenPlan, fingerprint, versions
+from .frozen import FrozenPlan, Watch, fingerprint
 from .loss import head_as
 from .rows import Batch, Row, batch_of
-from .store import GB, DiskStore, Entry, Store, choose_store
+from .store import GB, DiskStore, Entry, Store, choose_store, remove_folder
 
 __all__ = ["FrozenPrefix", "Unsupported"]
 
 FILL_TOKENS = 2048
+CALL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 class Unsupported(Exception):
@@ -38,12 +39,18 @@ class Unsupported(Exception):
 class FrozenPrefix:
     """The store of one model and adapter, and calls of the model that make use of it."""
 
-    def __init__(self, plan: FrozenPlan, *, folder: Path, limit_gb: float | None = None) -> None:
+    def __init__(self, model: nn.Module, plan: FrozenPlan, *, folder: Path, limit_gb: float | None = None) -> None:
         self.plan = plan
         self.folder = folder
         self.limit_gb = limit_gb
         self.fingerprint = fingerprint(plan.root)
-        self._versions = versions(plan.root)
+        kind = self.device.type
+        autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        self._numerics = str(autocast)
+        self._watch = Watch(model)
+        state = call_state(plan.root)
+        assert state is not None, "a plan is made of adapters"
+        self._state = state
         self._store: Store | None = None
         self._others: int | None = None
 
@@ -63,8 +70,8 @@ class FrozenPrefix:
         return not isinstance(self._store, DiskStore)
 
     def is_current(self) -> bool:
-        """Whether no weight was changed since the entries were made, as far as torch counts changes."""
-        return self._versions == versions(self.plan.root)
+        """Whether nothing seems to have changed since the entries were made; looked at in each step."""
+        return self._watch.is_unchanged()
 
     def is_valid(self, plan: FrozenPlan) -> bool:
         """The same of the weights themselves, and whether the same is edited."""
@@ -85,7 +92,12 @@ class FrozenPrefix:
             Unsupported: the cache of the model is not one of keys and values of one shape a block.
         """
         probe = min(rows, key=lambda row: len(row.ids))
-        entry = self._record([probe], self.plan.starts([probe]))[0]
+        try:
+            entry = self._record([probe], self.plan.starts([probe]))[0]
+        except CALL_ERRORS as error:
+            # caches of other kinds end in errors of all kinds
+            name = type(self.plan.root).__name__
+            raise Unsupported(f"{name} takes no plain cache of keys and values ({error!r})") from error
         start = self.plan.starts([probe])[0]
         hidden = entry.hidden.nbytes // max(1, len(probe.ids) - start)
         layers, _, heads, _, width = entry.kv.shape
@@ -101,6 +113,9 @@ class FrozenPrefix:
         store = choose_store(size, device=self.device, folder=self.folder, limit_gb=self.limit_gb)
         if isinstance(store, str):
             raise Unsupported(store)
+        if not isinstance(store, DiskStore):
+            # of an earlier run that was broken off
+            remove_folder(self.folder)
         self._store = store
 
     def fill(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
@@ -116,10 +131,12 @@ class FrozenPrefix:
             entries = self._record([row for _, row, _ in part], [w for _, _, w in part])
             self._store.add({key: entry for (key, _, _), entry in zip(part, entries, strict=True)})
             advance(len(part))
+        self._store.flush()
 
     def _key(self, row: Row, start: int) -> str:
         # the adapter is in it by r and w only: nothing else of it matters to what is stored
-        digest = blake2b(repr((self.fingerprint, self.plan.replayed, start)).encode(), digest_size=16)
+        of_all = (self.fingerprint, self._numerics, self.plan.replayed, start)
+        digest = blake2b(repr(of_all).encode(), digest_size=16)
         digest.update(torch.tensor(row.ids).numpy().tobytes())
         return digest.hexdigest()
 
@@ -130,7 +147,7 @@ class FrozenPrefix:
         cache, outputs = DynamicCache(), []
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(call_state(root).announcing(adapter_names=(BASE,) * len(rows)))
+            stack.enter_context(self._state.announcing(adapter_names=(BASE,) * len(rows)))
             stack.enter_context(head_as(root.get_output_embeddings(), lambda of, hidden: hidden[:1, :1]))
             if r >= 0:
                 handle = self.plan.blocks[r].register_forward_hook(lambda block, args, out: outputs.append(out))

@@ -7,16 +7,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import psutil
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["DiskStore", "Entry", "MemoryStore", "Store", "choose_store"]
+__all__ = ["DiskStore", "Entry", "MemoryStore", "Store", "choose_store", "remove_folder"]
 
 GB = 1e9
 SHARD_BYTES = 256 * 10**6
@@ -39,6 +40,7 @@ class Store(Protocol):
     def __contains__(self, key: str) -> bool: ...
     def __getitem__(self, key: str) -> Entry: ...
     def add(self, entries: dict[str, Entry]) -> None: ...
+    def flush(self) -> None: ...
     def close(self, *, keep: bool) -> None: ...
 
 
@@ -61,6 +63,9 @@ class MemoryStore:
         for key, entry in entries.items():
             moved = [tensor.to(self.device) for tensor in entry]
             self._entries[key] = Entry(*(t.pin_memory() if self.pinned else t for t in moved))
+
+    def flush(self) -> None:
+        """Nothing is pending."""
 
     def close(self, *, keep: bool) -> None:
         self._entries = {}
@@ -114,12 +119,24 @@ class DiskStore:
             self.flush()
         self._files, self._pending = {}, {}
         if not keep:
-            shutil.rmtree(self.folder, ignore_errors=True)
+            remove_folder(self.folder)
 
     def _open(self, path: Path) -> None:
-        file = safe_open(str(path), framework="pt")
+        try:
+            file = safe_open(str(path), framework="pt")
+        except SafetensorError:
+            # not whole, whoever did that: what was in it is computed again
+            path.unlink()
+            return
         for name in file.keys():  # noqa: SIM118 — it is no mapping
             self._files[name.rsplit(".", 1)[0]] = file
+
+
+def remove_folder(folder: Path) -> None:
+    """With its parent, if that is empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        folder.parent.rmdir()
 
 
 def choose_store(size: int, *, device: torch.device, folder: Path, limit_gb: float | None) -> Store | str:

@@ -18,10 +18,10 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 
 from ..data import ReftCollator
 from ..errors import DataError, ReftuneError
-from ..tuner import call_state
-from .frozen import frozen_plan
+from ..tuner import call_state, find_root
+from .frozen import frozen_plan, rope_limit
 from .loss import ResponseLoss
-from .prepare import OnFill, check_packing, dataset_rows, prepare_loss, prepare_reuse
+from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
 from .rows import Row, batch_of, packed_batch, rows_of, split
@@ -118,11 +118,12 @@ class ReftTrainer(ProcessTrainer):
         return result
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        if self._frozen is not None:
-            plan = frozen_plan(self._inner())
-            if isinstance(plan, str) or not self._frozen.is_valid(plan):
-                self._drop_frozen()
+        self._drop_frozen_if_stale()
         return super().evaluate(*args, **kwargs)
+
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        self._drop_frozen_if_stale()
+        return super().predict(*args, **kwargs)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -157,13 +158,13 @@ class ReftTrainer(ProcessTrainer):
         """The loss as Trainer would have it of the model; None if it must be asked of the model."""
         if self._packing_unchecked and "position_ids" in inputs:
             self._packing_unchecked = not check_packing(self._inner(), inputs)
-        if self._loss is None:
-            found = None if self._is_special() else prepare_loss(model, self._inner(), inputs)
-            self._loss = False if found is None else found
+        special = self._is_special()
+        if self._loss is None and not special:
+            self._loss = prepare_loss(model, self._inner(), inputs, rounding=self._rounding()) or False
         if self._reuse_is_due and model.training:
             self._reuse_is_due = False
             self._prepare_reuse()
-        if not isinstance(self._loss, ResponseLoss):
+        if special or not isinstance(self._loss, ResponseLoss) or self._is_too_long(inputs):
             return None
         rows = rows_of(inputs)
         packed = packed_batch(inputs) if rows is None else None
@@ -183,7 +184,7 @@ class ReftTrainer(ProcessTrainer):
         frozen, loss = self._frozen, self._loss
         assert isinstance(loss, ResponseLoss)
         if frozen is not None and not frozen.is_current():
-            self._say_off("a weight of the base model was changed in the meantime")
+            self._say_off("the base model or its active adapters were changed in the meantime")
             self._drop_frozen()
             frozen = None
         held = [] if frozen is None else [row for row in rows if frozen.holds(row)]
@@ -211,9 +212,10 @@ class ReftTrainer(ProcessTrainer):
         return [[rows[i] for i in part] for part in split(widths, overhead=overhead)]
 
     def _shared_bases(self) -> Any:
-        if self.accelerator.num_processes > 1 or not isinstance(self._loss, ResponseLoss):
+        state = call_state(self._loss.root) if isinstance(self._loss, ResponseLoss) else None
+        if self.accelerator.num_processes > 1 or state is None:
             return nullcontext()
-        return call_state(self._loss.root).announcing(bases={})
+        return state.announcing(bases={})
 
     def _is_special(self) -> bool:
         """Whether Trainer is asked for more than a mean cross-entropy of one plain call."""
@@ -229,8 +231,21 @@ class ReftTrainer(ProcessTrainer):
             or (parallel is not None and (parallel.cp_enabled or parallel.sp_enabled))
         )
 
+    def _is_too_long(self, inputs: dict[str, Any]) -> bool:
+        """Whether a row's result depends on the longest row of its call, so that no other calls may be made."""
+        assert isinstance(self._loss, ResponseLoss)
+        limit = rope_limit(self._loss.root.config.get_text_config())
+        return limit is not None and inputs["input_ids"].shape[1] > limit
+
+    def _rounding(self) -> float:
+        root: Any = find_root(self._inner())
+        exact = root.dtype in (torch.float32, torch.float64) and not getattr(root, "is_quantized", False)
+        return 1e-4 if exact and self.accelerator.mixed_precision == "no" else 3e-2
+
     def _prepare_reuse(self) -> None:
         self._drop_frozen()
+        if not is_causal(self._inner()):
+            return
         reason = self._why_no_reuse()
         if reason is None and isinstance(self._loss, ResponseLoss):
             rows = self._rows_of_run()
@@ -248,6 +263,7 @@ class ReftTrainer(ProcessTrainer):
                         on_fill=self._on_fill,
                         is_main=self.is_world_process_zero(),
                         no_bar=bool(self.args.disable_tqdm),
+                        rounding=self._rounding(),
                     )
                 if isinstance(found, FrozenPrefix):
                     self._frozen = found
@@ -259,6 +275,8 @@ class ReftTrainer(ProcessTrainer):
     def _why_no_reuse(self) -> str | None:
         if not isinstance(self._loss, ResponseLoss):
             return "the loss is not the plain one of a causal language model"
+        if self.args.neftune_noise_alpha is not None:
+            return "neftune_noise_alpha makes the embeddings random"
         if self.packing:
             return "packing=True lays rows end to end"
         if self.is_sharded:
@@ -278,7 +296,9 @@ class ReftTrainer(ProcessTrainer):
             if rows is None:
                 return None
             found += rows
-        return found
+        assert isinstance(self._loss, ResponseLoss)
+        limit = rope_limit(self._loss.root.config.get_text_config())
+        return [row for row in found if limit is None or len(row.ids) < limit]
 
     def _passes(self) -> float:
         """Epochs, as the run counts them."""
@@ -294,6 +314,12 @@ class ReftTrainer(ProcessTrainer):
     def _say_off(self, reason: str) -> None:
         if self.is_world_process_zero():
             logger.warning("frozen-prefix reuse is off: %s", reason)
+
+    def _drop_frozen_if_stale(self) -> None:
+        if self._frozen is not None:
+            plan = frozen_plan(self._inner())
+            if isinstance(plan, str) or not self._frozen.is_valid(plan):
+                self._drop_frozen()
 
     def _drop_frozen(self, *, keep: bool = False) -> None:
         if self._frozen is not None:

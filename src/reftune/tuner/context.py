@@ -199,9 +199,10 @@ def unwatch(module: nn.Module) -> None:
     module.__dict__.pop(WATCHED, None)
 
 
-def call_state(root: nn.Module) -> CallState:
-    """The state of calls of a model that has ReFT adapters."""
-    return root.__dict__[WATCHED].state
+def call_state(root: nn.Module) -> CallState | None:
+    """The state of calls of a model that has ReFT adapters; None if it has none."""
+    watched: Watched | None = root.__dict__.get(WATCHED)
+    return None if watched is None else watched.state
 
 
 def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
