@@ -14,6 +14,7 @@ from reftune.errors import PositionError
 from reftune.positions import (
     PositionSpec,
     Segments,
+    first_edited,
     parse_positions,
     segments_from_mask,
     segments_from_position_ids,
@@ -252,6 +253,27 @@ def test_repeated_rows(spec: PositionSpec, lengths: list[int], times: int) -> No
     found = set(edited_columns(spec, segments.repeated(times * len(lengths)), 0, 9))
     rows = [n for n in lengths for _ in range(times)]
     assert found == {(b, t) for b, n in enumerate(rows) for t in edited_tokens(spec, n, 9)}
+
+
+@given(st.lists(any_specs, min_size=1, max_size=4), st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_the_first_token_that_a_site_edits(specs: list[PositionSpec], lengths: list[int]) -> None:
+    """Spans of one site give way to each other as one span would; a response goes on long enough."""
+    spans_here = [spec for spec in specs if spec.scope == "span"]
+    joint = PositionSpec("span", max([0, *[s.first for s in spans_here]]), max([0, *[s.last for s in spans_here]]))
+    together = [joint, *(spec for spec in specs if spec.scope != "span")]
+    none = torch.iinfo(torch.long).max
+    expected = [min((t for spec in together for t in edited_tokens(spec, n, n + 1)), default=none) for n in lengths]
+    assert first_edited(specs, torch.tensor(lengths)).tolist() == expected
+
+
+def test_where_nothing_is_edited_there_is_no_first_token() -> None:
+    nothing = first_edited([PositionSpec("span", 0, 0)], torch.tensor([3, 1]))
+    assert nothing.tolist() == [torch.iinfo(torch.long).max] * 2
+    # half a prompt of one token is none, so that the prefix gives way
+    assert first_edited([PositionSpec("span", 2, 1)], torch.tensor([1, 2, 3])).tolist() == [0, 0, 0]
+    # together they are a span of four, of which a prompt of three has room for half
+    assert first_edited([PositionSpec("span", 0, 3), PositionSpec("span", 0, 4)], torch.tensor([3])).tolist() == [1]
+    assert first_edited([PositionSpec("span", 0, 2)], torch.tensor([1, 2, 3, 9])).tolist() == [0, 0, 1, 7]
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

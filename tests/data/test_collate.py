@@ -147,3 +147,52 @@ def test_subspaces_stay_with_their_rows(bpe: PreTrainedTokenizerFast) -> None:
     del rows[1]["subspaces"]
     with pytest.raises(DataError, match="some have not"):
         ReftCollator(bpe)(rows)
+
+
+# --- packing ----------------------------------------------------------------------------------------------------------
+
+
+def test_packed(bpe: PreTrainedTokenizerFast) -> None:
+    batch = ReftCollator(bpe, packing=True)(FEATURES)
+    assert list(batch) == ["input_ids", "labels", "position_ids", "prompt_length"]
+    assert all(tensor.dtype == torch.long for tensor in batch.values())
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 8, 9, 10]]
+    assert batch["labels"].tolist() == [[-100, -100, 7, 8, -100, 10]]
+    assert batch["position_ids"].tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch["prompt_length"].tolist() == [2, 1]
+
+
+@given(rows=rows)
+def test_packed_rows_come_back(bpe: PreTrainedTokenizerFast, rows: list[tuple[int, int, str]]) -> None:
+    features = [
+        {"input_ids": list(range(10 + 20 * i, 10 + 20 * i + prompt + response)), "prompt_length": prompt}
+        for i, (prompt, response, _) in enumerate(rows)
+    ]
+    batch = ReftCollator(bpe, packing=True)(features)
+    assert {batch[name].shape for name in ("input_ids", "labels", "position_ids")} == {
+        (1, sum(prompt + response for prompt, response, _ in rows))
+    }
+    begins = [*(batch["position_ids"][0] == 0).nonzero()[:, 0].tolist(), batch["input_ids"].shape[1]]
+    assert len(begins) == len(rows) + 1
+    for i, (feature, prompt) in enumerate(zip(features, batch["prompt_length"].tolist(), strict=True)):
+        ids = batch["input_ids"][0, begins[i] : begins[i + 1]].tolist()
+        assert ids == feature["input_ids"] and prompt == feature["prompt_length"]
+        assert batch["labels"][0, begins[i] : begins[i + 1]].tolist() == [-100] * prompt + ids[prompt:]
+        assert batch["position_ids"][0, begins[i] : begins[i + 1]].tolist() == list(range(len(ids)))
+
+
+def test_the_last_token_of_one_packed_row_does_not_predict_the_next_row(bpe: PreTrainedTokenizerFast) -> None:
+    # loss on the prompt as well: in a row of its own the first label is shifted away
+    features = [{"input_ids": [1, 2, 3], "labels": [1, 2, 3], "prompt_length": 2}] * 2
+    batch = ReftCollator(bpe, packing=True)(features)
+    assert batch["labels"].tolist() == [[-100, 2, 3, -100, 2, 3]]
+    assert features[0]["labels"] == [1, 2, 3]
+
+
+def test_what_cannot_be_packed(bpe: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(DataError, match="packing=True has no padding; leave pad_to_multiple_of out"):
+        ReftCollator(bpe, packing=True, pad_to_multiple_of=8)
+    with pytest.raises(DataError, match="packed rows cannot choose 'subspaces'"):
+        ReftCollator(bpe, packing=True)([{**feature, "subspaces": [0]} for feature in FEATURES])
+    with pytest.raises(DataError, match="feature 1 of the batch: no response to learn"):
+        ReftCollator(bpe, packing=True)([FEATURES[0], {"input_ids": [1, 2], "prompt_length": 2}])

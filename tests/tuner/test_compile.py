@@ -17,7 +17,8 @@ pytestmark = pytest.mark.slow
 
 def adapted(kind: str, **fields: Any) -> Any:
     # the last block is left alone: what it does to the first tokens reaches no loss
-    config = ReftConfig(r=2, layers=[0, 1], init="random", intervention="direft", task_type="CAUSAL_LM", **fields)
+    fields = {"intervention": "direft", **fields}
+    config = ReftConfig(r=2, layers=[0, 1], init="random", task_type="CAUSAL_LM", **fields)
     torch.manual_seed(0)
     return peft.get_peft_model(tiny_model(kind, layers=3), config)
 
@@ -78,3 +79,13 @@ def test_components_and_groups() -> None:
         {"positions": "l1", "component": "mlp_output", "subspaces": [[0], [1]], "active_subspaces": [0, 1]},
     ]
     check(adapted("llama", groups=groups), batch("left"))
+
+
+def test_orthonormal_rows_of_all_layers_in_one_graph() -> None:
+    """Their decomposition is batched before the blocks run, in the graph of the model."""
+    check(adapted("llama", positions="f2+l2", intervention="loreft"), batch("right"))
+
+
+def test_orthonormal_rows_of_two_shapes() -> None:
+    groups = [{"positions": "f1", "r": 3}, {"positions": "l1", "component": "attention_head[0]", "layers": [1]}]
+    check(adapted("qwen3", groups=groups, intervention="loreft"), batch("left"))

@@ -1,0 +1,1 @@
+"""One worker program per method; each runs in the environment of its library."""

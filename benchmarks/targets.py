@@ -1,0 +1,123 @@
+"""The targets of the benchmarks: what was measured, what is wanted, whether it is met.
+
+A target that could not be measured, for want of a machine or because a method failed, has no value, and whether it is
+met is not known.
+
+Must not know: how things are measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import bench_generate, bench_gpu, bench_job, bench_orthonormal, bench_ragged, bench_step
+from .cases import ALL, MIDDLE, StepCase
+from .settings import Measurement
+from .stats import ratios, rounded
+
+Groups = dict[str, dict[str, Measurement]]
+OURS, FLOOR, LORA, PYREFT = "ours", "floor, response logits", "LoRA all linear", "pyreft"
+
+
+@dataclass(frozen=True)
+class Target:
+    """One line of the table of targets."""
+
+    name: str
+    value: Callable[[Groups], float]
+    wanted: float
+    at_most: bool = False
+
+    def measured(self, groups: Groups) -> dict[str, Any]:
+        """As `latest.json` has it."""
+        sign = "at most" if self.at_most else "at least"
+        row: dict[str, Any] = {"name": self.name, "value": None, "wanted": f"{sign} {self.wanted:g}", "met": None}
+        try:
+            value = self.value(groups)
+        except (KeyError, ValueError):
+            # a group, a measurement or a method that is not there
+            return row
+        met = value <= self.wanted if self.at_most else value >= self.wanted
+        return {**row, "value": float(rounded(value, 4).replace(",", "")), "met": met}
+
+
+def step_ratio(over: str, under: str, case: StepCase, prompt: int) -> Callable[[Groups], float]:
+    """Seconds of a step of one method ÷ of another, median of the rounds."""
+
+    def value(groups: Groups) -> float:
+        methods = groups["step"][bench_step.key(case, prompt)]["methods"]
+        return ratios(methods[over]["seconds"], methods[under]["seconds"]).median
+
+    return value
+
+
+def step_memory(groups: Groups) -> float:
+    methods = groups["step"][bench_step.key(ALL, 64)]["methods"]
+    return methods[OURS]["peak_mb"] / methods[LORA]["peak_mb"]
+
+
+def ragged(groups: Groups) -> float:
+    methods = groups["ragged"][bench_ragged.KEY]["methods"]
+    # what a user gets without asking; packing is in the table
+    return bench_ragged.speed(methods[OURS]) / bench_ragged.speed(methods[PYREFT])
+
+
+def generation(part: str) -> Callable[[Groups], float]:
+    """The worse of the batch sizes."""
+    return lambda groups: min(
+        bench_generate.relative(groups["generate"][bench_generate.key(batch)], part).median
+        for batch in bench_generate.ROUNDS
+    )
+
+
+def gpu_step(groups: Groups) -> float:
+    methods = on_gpu(groups)
+    return ratios(methods[OURS]["seconds"], methods[FLOOR]["seconds"]).median
+
+
+def gpu_memory(groups: Groups) -> float:
+    methods = on_gpu(groups)
+    return methods[OURS]["peak_mb"] / methods[LORA]["peak_mb"]
+
+
+def on_gpu(groups: Groups) -> dict[str, Any]:
+    measurement = groups["gpu"][bench_gpu.key("8B")]
+    if measurement["device"] == "cpu":
+        raise ValueError("not measured on an accelerator")
+    return measurement["methods"]
+
+
+TARGETS = (
+    Target(
+        "step, all layers, 64+32: ÷ floor with response logits", step_ratio(OURS, FLOOR, ALL, 64), 1.03, at_most=True
+    ),
+    Target("step, all layers, 64+32: times as fast as pyreft", step_ratio(PYREFT, OURS, ALL, 64), 1.15),
+    Target("step, all layers, 64+32: times as fast as LoRA all linear", step_ratio(LORA, OURS, ALL, 64), 1.2),
+    Target("step, all layers, 64+32: peak memory ÷ LoRA all linear", step_memory, 0.8, at_most=True),
+    Target("ragged commonsense rows: useful tokens/s ÷ pyreft", ragged, 1.5),
+    Target("step, middle layer l1, 64+32: times as fast as pyreft", step_ratio(PYREFT, OURS, MIDDLE, 64), 4),
+    Target("step, middle layer l1, 512+32: times as fast as pyreft", step_ratio(PYREFT, OURS, MIDDLE, 512), 15),
+    Target(
+        "ten-example job, training: times as fast as pyreft",
+        lambda groups: bench_job.slower(groups["job"][bench_job.TEN]).median,
+        8,
+    ),
+    Target("reftune demo: seconds", lambda groups: groups["job"][bench_job.DEMO]["whole_s"], 60, at_most=True),
+    Target("reftune demo: answers as before", lambda groups: groups["job"][bench_job.DEMO]["same"], 6),
+    Target("decode: speed ÷ base", generation("decode"), 0.99),
+    Target("prefill: speed ÷ base", generation("prefill"), 0.97),
+    Target(
+        "orthonormal rows, d 4096, r 8, 32 layers: times as fast as torch",
+        lambda groups: bench_orthonormal.faster(groups["orthonormal"][bench_orthonormal.key(4096)]).median,
+        200,
+    ),
+    Target("GPU, 8B shape: step ÷ floor with response logits", gpu_step, 1.05, at_most=True),
+    Target("GPU, 8B shape: peak memory ÷ LoRA all linear", gpu_memory, 0.7, at_most=True),
+)
+
+
+def all_targets(groups: Groups) -> list[dict[str, Any]]:
+    """Each target with its value from the measurements of each group."""
+    return [target.measured(groups) for target in TARGETS]
