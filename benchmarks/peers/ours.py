@@ -27,7 +27,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from reftune import ReftConfig, ReftTrainer
 
 from .bases import load_base
-from .protocol import Case, Channel, Memory, fingerprint, serve, synchronise
+from .protocol import Case, Channel, Memory, fingerprint, give_back, serve, synchronise
 
 # training ends when the driver says so
 ENDLESS = 1_000_000
@@ -40,6 +40,7 @@ class Stepwise(TrainerCallback):
         self.channel = channel
         self.memory = memory
         self.device = case.device
+        self.width = case.batch_size * max(len(ids) for ids, _ in case.rows)
         self.epoch_tokens = sum(len(ids) for ids, _ in case.rows)
         self.epoch = 0.0
         self.began = time.perf_counter()
@@ -56,8 +57,7 @@ class Stepwise(TrainerCallback):
             tokens = self.epoch_tokens * (state.epoch - self.epoch)
             self.channel.reply(seconds=seconds, loss=float(self.loss), tokens=tokens)
         self.epoch = state.epoch
-        if self.device.startswith("cuda"):
-            torch.cuda.empty_cache()
+        give_back(self.device, self.width)
         while (request := self.channel.receive())["do"] == "memory":
             self.channel.reply(**self.memory.read())
         control.should_training_stop = request["do"] != "step"

@@ -9,6 +9,7 @@ Runs in the environments of all peers.  Must not know: reftune, peers, drivers.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import sys
@@ -26,6 +27,8 @@ REPLIES = "BENCHMARK_REPLIES"
 # of the base model's logits, compared between environments
 FINGERPRINT_TOKENS = 16
 FINGERPRINT_STRIDE = 769
+# Tokens of a batch from which several models do not fit in memory together while they train.
+LARGE = 2048
 
 
 class Channel:
@@ -133,6 +136,17 @@ def _status(field: str) -> float:
     raise LookupError(field)
 
 
+def give_back(device: str, tokens: int) -> None:
+    """Free memory goes back to the system, since the other workers need the room; not timed.
+
+    For large batches only: after it a process pays anew for the pages that it takes.
+    """
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+    elif tokens >= LARGE and sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def synchronise(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
@@ -203,9 +217,7 @@ class StepWorker:
         synchronise(self.case.device)
         seconds = time.perf_counter() - begin
         reply = {"seconds": seconds, "loss": float(loss), "tokens": batch.tokens}
-        if self.case.device.startswith("cuda"):
-            # the other workers need the room
-            torch.cuda.empty_cache()
+        give_back(self.case.device, batch.input_ids.numel())
         return reply
 
     def memory(self) -> dict[str, float]:
