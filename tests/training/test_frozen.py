@@ -277,8 +277,22 @@ def change_the_positions(model: Any) -> None:
     model.set_adapter("default")
 
 
+def change_part_of_data(model: Any) -> None:
+    model.get_base_model().model.layers[0].mlp.down_proj.weight.data[0].mul_(30)
+
+
+def change_the_layers(model: Any) -> None:
+    """The same name, positions and shapes, edited below what was replayed."""
+    model.set_adapter("other")
+    model.delete_adapter("default")
+    torch.manual_seed(7)
+    config = ReftConfig(r=2, layers=[1], positions="l1", init="random", task_type="CAUSAL_LM")
+    model.add_adapter("default", config)
+    model.set_adapter("default")
+
+
 WEIGHTS = [change_a_weight, change_data, replace_a_weight, load_a_weight]
-CHANGES = [*WEIGHTS, change_the_adapter, change_the_positions]
+CHANGES = [*WEIGHTS, change_part_of_data, change_the_adapter, change_the_positions, change_the_layers]
 
 
 def evaluated(trainer: ReftTrainer) -> float:
