@@ -122,6 +122,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(KeyboardInterrupt):
         store.close(keep=True)
     monkeypatch.undo()
+    assert [Path(name).suffix for name in files_below(tmp_path)].count(".safetensors") == 1
     again = DiskStore(tmp_path)
     assert_holds(again, some)
     assert not [key for key in entries(3, seed=1) if key in again]

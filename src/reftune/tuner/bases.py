@@ -18,6 +18,7 @@ from .layer import BASE, ReftLayer
 __all__ = ["prepare_bases", "share_bases", "share_no_bases"]
 
 LAYERS = "_reft_layers"
+ONLY_PROMPTS = "_reft_only_prompts"
 HANDLE = "_reft_bases_hook"
 
 
@@ -26,7 +27,9 @@ def share_bases(stack: nn.Module) -> None:
 
     Called anew whenever layers were added.
     """
-    stack.__dict__[LAYERS] = [module for module in stack.modules() if isinstance(module, ReftLayer)]
+    layers = [module for module in stack.modules() if isinstance(module, ReftLayer)]
+    stack.__dict__[LAYERS] = layers
+    stack.__dict__[ONLY_PROMPTS] = all(layer.only_prompts for layer in layers)
     if HANDLE not in stack.__dict__:
         stack.__dict__[HANDLE] = stack.register_forward_pre_hook(prepare_bases)
 
@@ -34,6 +37,7 @@ def share_bases(stack: nn.Module) -> None:
 def share_no_bases(module: nn.Module) -> None:
     """Undo `share_bases`."""
     module.__dict__.pop(LAYERS, None)
+    module.__dict__.pop(ONLY_PROMPTS, None)
     handle = module.__dict__.pop(HANDLE, None)
     if handle is not None:
         handle.remove()
@@ -43,7 +47,9 @@ def prepare_bases(stack: nn.Module, args: Any) -> None:
     """Forward pre-hook of a stack, behind the one that opens its frame."""
     state = stack.__dict__[WATCHED].state
     frame: Frame | None = state.frame
-    if frame is None or (stack.training and getattr(stack, "gradient_checkpointing", False)):
+    if frame is None or (frame.no_prompt and stack.__dict__[ONLY_PROMPTS]):
+        return
+    if stack.training and getattr(stack, "gradient_checkpointing", False):
         # a block that is computed anew in the backward pass needs its basis within its own graph
         return
     if state.outer.bases is not None:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from ..positions import (
     PositionSpec,
     Segments,
     Slots,
+    own_slots,
     segments_from_mask,
     segments_from_position_ids,
     segments_of_full_rows,
@@ -37,10 +38,12 @@ __all__ = [
     "CallState",
     "Frame",
     "Outer",
+    "Pick",
     "Role",
     "cached_length",
     "call_state",
     "check_lengths",
+    "pick",
     "unwatch",
     "watch",
 ]
@@ -54,6 +57,23 @@ SubspaceChoice = Sequence[Sequence[int]]
 # causal: prompt and response in one row (or no response: BERT); encoder: of an encoder-decoder, all is prompt;
 # decoder: of an encoder-decoder, the prompt is the start token; root: not itself a stack of blocks
 Role = Literal["causal", "encoder", "decoder", "root"]
+
+
+class Pick(NamedTuple):
+    """Some of the slots of a call: rows and columns [N, P], and valid [N, P, 1], None where all are."""
+
+    rows: Tensor
+    columns: Tensor
+    valid: Tensor | None
+
+
+def pick(found: Slots, chosen: list[int]) -> Pick:
+    """The chosen slots of each segment."""
+    at = torch.tensor(chosen, device=found.rows.device)
+    valid = found.valid[:, at, None]
+    # on a GPU, to look would be to wait for it; compiled code does not look
+    known = valid.device.type == "cpu" and not torch.compiler.is_compiling() and bool(valid.all())
+    return Pick(found.rows[:, at], found.columns[:, at], None if known else valid)
 
 
 @dataclass
@@ -77,6 +97,7 @@ class Frame:
     bases: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Orthonormal rows of the interventions that need them, as far as they were computed in one batch."""
     slot_cache: dict[PositionSpec, Slots] = field(default_factory=dict)
+    pick_cache: dict[tuple[PositionSpec, PositionSpec, int, int], Pick] = field(default_factory=dict)
     mask_cache: dict[PositionSpec, Tensor] = field(default_factory=dict)
 
     def _known(self, spec: PositionSpec) -> Segments:
@@ -95,6 +116,16 @@ class Frame:
             self.slot_cache[spec] = slots(spec, self._known(spec).to(device), self.past, self.width)
         found = self.slot_cache[spec]
         return found if found.rows.device == device else Slots(*(t.to(device) for t in found))
+
+    def pick(self, joint: PositionSpec, spec: PositionSpec, part: slice, device: torch.device) -> Pick | None:
+        """Slots of `joint` that are `part` of those of `spec`, the same for all layers; None if there are none."""
+        found = self.slots(joint, device)
+        if found is None:
+            return None
+        key = (joint, spec, part.start, part.stop)
+        if key not in self.pick_cache or self.pick_cache[key].rows.device != device:
+            self.pick_cache[key] = pick(found, own_slots(spec, joint)[part])
+        return self.pick_cache[key]
 
     def mask(self, spec: PositionSpec, device: torch.device) -> Tensor | None:
         """[batch, width] bool of a whole scope other than `all`, None if there is nothing to edit."""

@@ -21,7 +21,7 @@ from ..errors import PositionError
 from ..interventions import INTERVENTIONS, Intervention
 from ..peft_type import PREFIX
 from ..positions import PositionSpec, joint_span, own_slots, segments_of_full_rows, unit_slices
-from .context import CallState, Frame
+from .context import CallState, Frame, pick
 from .quantised import put_back
 
 __all__ = ["BASE", "ReftLayer", "edit_input", "edit_output"]
@@ -60,6 +60,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         self.state = state
         self.has_tokens = has_tokens
         self.groups: dict[str, list[ReftGroup]] = {}
+        self.only_prompts = True
         self.fresh: set[str] = set()
         self.host_device, self.host_dtype = _device_and_dtype(host)
         self.merged_adapters: list[str] = []
@@ -72,6 +73,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         """Add the adapter: one Φ for each unit of each group."""
         self.host_device, self.host_dtype = _device_and_dtype(host)
         self.groups[adapter_name] = list(groups)
+        self.only_prompts &= all(group.spec.scope in ("span", "prompt") for group in groups)
         self.fresh.add(adapter_name)
         for unit in self.units(adapter_name):
             if unit.bank not in self._modules:
@@ -168,6 +170,12 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         for unit in self.units(adapter_name):
             self.phi(adapter_name, unit).to(target)
 
+    @property
+    def rests(self) -> bool:
+        """Whether only prompts are edited here and the call has nothing of any, as when a response is generated."""
+        frame = self.state.frame
+        return self.only_prompts and frame is not None and frame.no_prompt
+
     # --- the edit -------------------------------------------------------------------------------------------------
 
     def edit(self, h: Tensor) -> Tensor:
@@ -229,7 +237,8 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     ) -> Tensor:
         # Prefixes and suffixes of one site are cut together on short prompts, whichever adapter or group has them.
         joint = joint_span([unit.group.spec for _, unit in units])
-        slots = _required(frame, joint, h).slots(joint, h.device)
+        known = _required(frame, joint, h)
+        slots = known.slots(joint, h.device)
         if slots is None or joint.count == 0:
             return h
         if rows is not None:
@@ -237,16 +246,26 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             slots = type(slots)(*(t[keep] for t in slots))
         deltas, places = [], []
         for adapter, unit in units:
-            chosen = torch.tensor(own_slots(unit.group.spec, joint)[unit.part], device=h.device)
-            rows_NP, columns_NP = slots.rows[:, chosen], slots.columns[:, chosen]
-            mask = self._rank_mask(unit.group, rows_NP, h.shape[0])
-            valid_NP1 = slots.valid[:, chosen, None]
-            # a slot that is not valid may point at padding, whose state may be NaN, and so its gradient
-            delta_NPD = self._delta(frame, adapter, unit, torch.where(valid_NP1, h[rows_NP, columns_NP], 0), mask)
-            deltas.append(torch.where(valid_NP1, delta_NPD, 0).to(h.dtype))
-            places.append((rows_NP, columns_NP))
-        at = (torch.cat([place[0] for place in places], 1), torch.cat([place[1] for place in places], 1))
-        return h.index_put(at, torch.cat(deltas, 1), accumulate=True)
+            spec = unit.group.spec
+            if rows is None:
+                at = known.pick(joint, spec, unit.part, h.device)
+                assert at is not None
+            else:
+                at = pick(slots, own_slots(spec, joint)[unit.part])
+            mask = self._rank_mask(unit.group, at.rows, h.shape[0])
+            h_NPD = h[at.rows, at.columns]
+            if at.valid is None:
+                delta_NPD = self._delta(frame, adapter, unit, h_NPD, mask)
+            else:
+                # a slot that is not valid may point at padding, whose state may be NaN, and so its gradient
+                delta_NPD = self._delta(frame, adapter, unit, torch.where(at.valid, h_NPD, 0), mask)
+                delta_NPD = torch.where(at.valid, delta_NPD, 0)
+            deltas.append(delta_NPD.to(h.dtype))
+            places.append((at.rows, at.columns))
+        if len(places) == 1:
+            return h.index_put(places[0], deltas[0], accumulate=True)
+        everywhere = (torch.cat([place[0] for place in places], 1), torch.cat([place[1] for place in places], 1))
+        return h.index_put(everywhere, torch.cat(deltas, 1), accumulate=True)
 
     def _apply_scope(
         self, h: Tensor, edited: Tensor, frame: Frame | None, adapter: str, unit: Unit, rows: Tensor | None
@@ -335,6 +354,8 @@ def edit_output(name: str, module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook: edits what a block, attention or MLP returns, or the first element of a tuple."""
     layer = module._modules[name]
     assert isinstance(layer, ReftLayer)
+    if layer.rests:
+        return output
     if isinstance(output, tuple):
         return (layer.edit(output[0]), *output[1:])
     return layer.edit(output)
