@@ -44,10 +44,11 @@ def hidden_and_targets(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tens
 
 @pytest.mark.parametrize("rows", [1, 3, LABELLED, LABELLED + 5])
 @pytest.mark.parametrize("trained", [False, True])
-def test_chunks_sum_to_the_cross_entropy(rows: int, trained: bool) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_chunks_sum_to_the_cross_entropy(rows: int, trained: bool, overwrite: bool) -> None:
     hidden, targets, head = hidden_and_targets()
     head.requires_grad_(trained)
-    loss = chunked_cross_entropy(hidden, targets, head, rows=rows, trained=trained)
+    loss = chunked_cross_entropy(hidden, targets, head, rows=rows, trained=trained, overwrite=overwrite)
     (0.25 * loss).backward()
 
     wide, wide_head = hidden.detach().double().requires_grad_(), nn.Linear(HIDDEN, VOCAB).double()

@@ -128,9 +128,11 @@ def test_rows_of_a_stack_are_those_of_each() -> None:
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("component", ["block_output", "mlp_output"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
-def test_gradient_checkpointing_has_the_same_gradients(reentrant: bool, kind: str) -> None:
-    model = adapted(kind, **ALL_LAYERS).train()
+def test_gradient_checkpointing_has_the_same_gradients(reentrant: bool, component: str, kind: str) -> None:
+    """An edit within a block is computed anew in the backward pass, one of its output is not."""
+    model = adapted(kind, **ALL_LAYERS, component=component).train()
     loss, plain = loss_and_gradients(model)
     model.get_base_model().enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})
