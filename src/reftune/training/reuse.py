@@ -221,7 +221,9 @@ class FrozenPrefix:
         inputs["attention_mask"] = (columns >= past - begin).long()
         inputs["past_key_values"], inputs["use_cache"] = cache, True
         if _takes_position_ids(self.plan.root):
-            inputs["position_ids"] = begin + torch.arange(width, device=device)[None]
+            # padding stays within its row: some rotary embeddings look at the largest position of a call
+            last = begin + torch.tensor([[len(entry.hidden) - 1] for entry in entries], device=device)
+            inputs["position_ids"] = torch.minimum(begin + torch.arange(width, device=device)[None], last)
 
     @contextmanager
     def _passing(self, hidden: Tensor) -> Iterator[None]:

@@ -251,6 +251,8 @@ class ReftTrainer(ProcessTrainer):
             rows = self._rows_of_run()
             if rows is None:
                 reason = "the data are not a list of rows with tokens, labels and prompt lengths only"
+            elif not rows:
+                reason = "the rotary embeddings of all rows depend on the longest row of their batch"
             else:
                 with self.compute_loss_context_manager(), self.accelerator.autocast():
                     found = prepare_reuse(
