@@ -9,7 +9,7 @@ Must not know: positions, interventions, storage.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .rows import Batch
 
-__all__ = ["ResponseLoss", "chunk_rows", "chunked_cross_entropy", "head_as"]
+__all__ = ["ResponseLoss", "chunk_rows", "chunked_cross_entropy", "forward_as", "head_as"]
 
 # Elements of one chunk of logits, 64 MB and 512 MB in float32: enough rows to keep the machine busy.
 CHUNK = {"cpu": 2**24, "cuda": 2**27}
@@ -52,8 +52,8 @@ class ResponseLoss:
         self.post = _post(raw[0], logits, self.root.config.get_text_config())
         return self.post is not None
 
-    def __call__(self, model: nn.Module, batch: Batch, **more: Any) -> Tensor:
-        """Sum over the batch's targets, with gradient if it is enabled.  `more` are arguments of the model."""
+    def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Sum over the batch's targets, with gradient if it is enabled."""
         assert self.post is not None
         post, found = self.post, []
 
@@ -71,23 +71,28 @@ class ResponseLoss:
             return of(hidden[:1, :1]) if trained else hidden[:1, :1, :1].expand(1, 1, self.vocabulary).clone()
 
         with head_as(self.head, forward):
-            model(**{"use_cache": False, **batch.inputs, **more})
+            model(**{"use_cache": False, **batch.inputs})
         return found[0]
 
 
 @contextmanager
-def head_as(head: nn.Module, forward: Callable[[Logits, Tensor], Tensor]) -> Iterator[None]:
-    """Inside, the head's forward is `forward(own forward, hidden)`."""
-    before = head.__dict__.get("forward")
-    own = head.forward
-    head.__dict__["forward"] = lambda hidden, *args, **kwargs: forward(own, hidden)
+def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `forward` is what a call of the module computes; its hooks run as ever."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
     try:
         yield
     finally:
         if before is None:
-            del head.__dict__["forward"]
+            del module.__dict__["forward"]
         else:
-            head.__dict__["forward"] = before
+            module.__dict__["forward"] = before
+
+
+def head_as(head: nn.Module, forward: Callable[[Logits, Tensor], Tensor]) -> AbstractContextManager[None]:
+    """Inside, the head's forward is `forward(own forward, hidden)`."""
+    own = head.forward
+    return forward_as(head, lambda hidden, *args, **kwargs: forward(own, hidden))
 
 
 def chunk_rows(device: torch.device, vocabulary: int) -> int:

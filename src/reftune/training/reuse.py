@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicCache
 
 from ..tuner import BASE, call_state
 from .frozen import FrozenPlan, Watch, fingerprint
-from .loss import head_as
+from .loss import forward_as, head_as
 from .rows import Batch, Row, batch_of
 from .store import GB, DiskStore, Entry, Store, choose_store, remove_folder
 
@@ -92,13 +92,13 @@ class FrozenPrefix:
             Unsupported: the cache of the model is not one of keys and values of one shape a block.
         """
         probe = min(rows, key=lambda row: len(row.ids))
+        start = self.plan.starts([probe])[0]
         try:
-            entry = self._record([probe], self.plan.starts([probe]))[0]
+            entry = self._record([probe], [start])[0]
         except CALL_ERRORS as error:
             # caches of other kinds end in errors of all kinds
             name = type(self.plan.root).__name__
             raise Unsupported(f"{name} takes no plain cache of keys and values ({error!r})") from error
-        start = self.plan.starts([probe])[0]
         hidden = entry.hidden.nbytes // max(1, len(probe.ids) - start)
         layers, _, heads, _, width = entry.kv.shape
         kv = layers * 2 * heads * width * entry.kv.element_size()
@@ -235,21 +235,8 @@ class FrozenPrefix:
         replaced.append((self.plan.blocks[r], lambda *args, **kwargs: returned))
         with ExitStack() as stack:
             for block, forward in replaced:
-                stack.enter_context(_forward_as(block, forward))
+                stack.enter_context(forward_as(block, forward))
             yield
-
-
-@contextmanager
-def _forward_as(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before = block.__dict__.get("forward")
-    block.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        if before is None:
-            del block.__dict__["forward"]
-        else:
-            block.__dict__["forward"] = before
 
 
 def _pass_on(others: int | None, *args: Any, **kwargs: Any) -> Any:
