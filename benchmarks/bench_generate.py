@@ -13,9 +13,9 @@ from .stats import Spread, ratios
 from .tables import table
 
 TITLE = "Generation"
-PROMPT, NEW = 128, 48
+PROMPT, NEW = 128, 24
 # batch size: rounds
-ROUNDS = {1: 15, 8: 5}
+ROUNDS = {1: 50, 8: 20}
 
 
 def key(batch: int) -> str:

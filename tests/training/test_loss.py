@@ -144,7 +144,8 @@ def test_all_logits_never_exist_at_once(monkeypatch: pytest.MonkeyPatch, trained
     labelled = len(batch.targets)
     assert labelled > 3
     loss = ResponseLoss(model.get_base_model())
-    assert loss.prepare(model, batch)
+    loss.prepare(model, collated)
+    assert loss.post is not None
     with _Logits() as seen:
         (loss(model, batch) / labelled).backward()
     assert seen.rows == 3

@@ -136,10 +136,12 @@ class Intervention(nn.Module, ABC):
         if rank_mask is not None:
             self._check_mask(rank_mask)
         dtype = torch.promote_types(h.dtype, torch.float32)
-        for parameter in self.parameters():
-            dtype = torch.promote_types(dtype, parameter.dtype)
+        for other in {parameter.dtype for parameter in self._parameters.values() if parameter is not None}:
+            dtype = torch.promote_types(dtype, other)
         with autocast_off(h.device.type):
-            return self.dropout(edit(h.to(dtype), rank_mask))
+            delta = edit(h.to(dtype), rank_mask)
+        # called only if there is some: in a prefill, a call of a module takes as long as the edit
+        return self.dropout(delta) if self.options.dropout else delta
 
     def extra_repr(self) -> str:
         return f"d={self.d}, {self.options}"

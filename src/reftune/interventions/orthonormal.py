@@ -12,12 +12,14 @@ from torch import Tensor
 
 __all__ = ["autocast_off", "orthonormal_rows"]
 
+NOTHING = nullcontext()
+
 
 def autocast_off(device_type: str) -> AbstractContextManager[object]:
-    """Turn autocast off where the device has it (`meta`, for one, does not)."""
-    if torch.amp.is_autocast_available(device_type):
+    """Turn autocast off where it is on; some devices (`meta`, for one) have none."""
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return NOTHING
 
 
 def orthonormal_rows(raw: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -17,12 +18,13 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from ..interventions import Intervention
 from ..peft_type import PREFIX
 from ..positions import PositionSpec, first_edited
 from ..tuner import ReftLayer, find_root, find_stacks
 from .rows import Row
 
-__all__ = ["GAIN", "FrozenPlan", "Watch", "fingerprint", "frozen_plan", "rope_limit"]
+__all__ = ["GAIN", "FrozenPlan", "Watch", "fingerprint", "frozen_plan"]
 
 # A part of a step must be saved for the trouble and the memory.
 GAIN = 1.05
@@ -42,9 +44,7 @@ class FrozenPlan:
 
     def starts(self, rows: Sequence[Row]) -> list[int]:
         """w of each row."""
-        lengths = torch.tensor([row.prompt_length for row in rows])
-        edited = torch.stack([first_edited(specs, lengths) for specs in self.sites]).amin(0).tolist()
-        return [min(first, row.first_target) for first, row in zip(edited, rows, strict=True)]
+        return [min(_first_edited(self.sites, row.prompt_length), row.first_target) for row in rows]
 
     def gain(self, rows: Sequence[Row], passes: float) -> float:
         """How many times less work `passes` over the rows are, the first pass over the base included.
@@ -57,6 +57,12 @@ class FrozenPlan:
         plain = passes * tokens * (len(self.blocks) + later)
         reused = tokens * len(self.blocks) + passes * left * 2 * later
         return plain / reused
+
+
+@lru_cache(maxsize=2**16)
+def _first_edited(sites: tuple[tuple[PositionSpec, ...], ...], length: int) -> int:
+    lengths = torch.tensor([length])
+    return min(int(first_edited(specs, lengths)) for specs in sites)
 
 
 def frozen_plan(model: nn.Module) -> FrozenPlan | str:
@@ -172,39 +178,40 @@ def _base_tensors(root: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
 class Watch:
     """Whether what is replayed may have changed since: at each step, so by what is quick to look at.
 
-    These are torch's counts of changes in place, one element of each weight of the base, and which adapters are active.
+    These are, of each weight of the base, where it lies, torch's count of changes in place and one element, and which
+    adapters are active.  Buffers that are not saved are left out: rotary embeddings write theirs anew.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.seen = self._look()
-
-    def is_unchanged(self) -> bool:
-        counts, elements, adapters = self.seen
-        now = self._look()
-        same = len(elements) == len(now[1]) and all(map(torch.equal, elements, now[1]))
-        return same and (counts, adapters) == (now[0], now[2])
-
-    def _look(self) -> tuple[int, list[torch.Tensor], list[Any]]:
-        counts, elements = 0, {}
-        for _, tensor in _base_tensors(find_root(self.model)):
-            counts += tensor._version
+        tensors, self._adapters = self._look()
+        self._seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        # views of the weights themselves
+        middles: dict[tuple[torch.device, torch.dtype], list[torch.Tensor]] = {}
+        for tensor in tensors:
             if tensor.numel():
                 middle = tensor.detach().reshape(-1)[tensor.numel() // 2]
-                elements.setdefault(tensor.device, []).append(middle.float())
-        adapters = [
-            (id(module), tuple(module.active_adapters), module.disable_adapters)
-            for module in self.model.modules()
-            if isinstance(module, BaseTunerLayer)
-        ]
-        return counts, [torch.stack(found).nan_to_num() for found in elements.values()], adapters
+                middles.setdefault((tensor.device, tensor.dtype), []).append(middle)
+        self._middles = list(middles.values())
+        self._elements = self._now()
 
+    def is_unchanged(self) -> bool:
+        tensors, adapters = self._look()
+        seen = [(tensor.data_ptr(), tensor._version) for tensor in tensors]
+        return (seen, adapters) == (self._seen, self._adapters) and all(map(torch.equal, self._now(), self._elements))
 
-def rope_limit(config: Any) -> int | None:
-    """Tokens up to which a row does not depend on the longest row of its call, as with some rotary embeddings."""
-    parameters = getattr(config, "rope_parameters", None) or {}
-    for found in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
-        if found.get("rope_type") in ("dynamic", "longrope"):
-            own = getattr(config, "original_max_position_embeddings", None)
-            return found.get("original_max_position_embeddings") or own or config.max_position_embeddings
-    return None
+    def _now(self) -> list[torch.Tensor]:
+        with torch.no_grad():
+            return [torch.stack(part).nan_to_num() for part in self._middles]
+
+    def _look(self) -> tuple[list[torch.Tensor], list[Any]]:
+        tensors: list[torch.Tensor] = []
+        adapters: list[Any] = []
+        for module in self.model.modules():
+            if isinstance(module, BaseTunerLayer):
+                adapters.append((id(module), tuple(module.active_adapters), module.disable_adapters))
+            if not isinstance(module, (ReftLayer, Intervention)):
+                tensors += [tensor for tensor in module._parameters.values() if tensor is not None]
+                fleeting = module._non_persistent_buffers_set
+                tensors += [t for name, t in module._buffers.items() if t is not None and name not in fleeting]
+        return tensors, adapters

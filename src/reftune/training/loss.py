@@ -8,7 +8,7 @@ Must not know: positions, interventions, storage.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -39,18 +39,29 @@ class ResponseLoss:
         self.head: nn.Module = root.get_output_embeddings()
         self.post: Post | None = None
         self.vocabulary = 0
+        self.longest = _rope_limit(root.config.get_text_config())
+        """Tokens up to which a row may be computed beside any others; None for no limit."""
 
-    def prepare(self, model: nn.Module, batch: Batch) -> bool:
-        """Find out what happens behind the head; False if it is nothing known, or if there is no such head."""
+    def prepare(self, model: nn.Module, inputs: Mapping[str, Any]) -> Any:
+        """Call the model plainly, to find out what happens behind its head: `post` stays None if it is nothing known.
+
+        Returns what the model does.
+        """
         raw: list[Tensor] = []
-        with torch.no_grad(), head_as(self.head, lambda of, hidden: _remember(raw, of(hidden[:1, :1]))):
-            out = model(**batch.inputs, use_cache=False)
-        if not raw:
-            return False
+
+        def forward(of: Logits, hidden: Tensor) -> Tensor:
+            found = of(hidden)
+            # the last column, which is a token also where padding is on the left and attention to it undefined
+            raw.append(found[:1, -1:].clone())
+            return found
+
+        with torch.no_grad(), head_as(self.head, forward):
+            out = model(**inputs, use_cache=False)
         logits = out["logits"] if isinstance(out, dict) else out[0]
-        self.vocabulary = logits.shape[-1]
-        self.post = _post(raw[0], logits, self.root.config.get_text_config())
-        return self.post is not None
+        if raw:
+            self.vocabulary = logits.shape[-1]
+            self.post = _post(raw[0], logits[:1, -1:], self.root.config.get_text_config())
+        return out
 
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum over the batch's targets, with gradient if it is enabled."""
@@ -151,9 +162,14 @@ class _ChunkedLoss(torch.autograd.Function):
         return scaled, None, None, None, None
 
 
-def _remember(found: list[Tensor], value: Tensor) -> Tensor:
-    found.append(value.clone())
-    return value
+def _rope_limit(config: Any) -> int | None:
+    """Tokens up to which a row does not depend on the longest row of its call, as with some rotary embeddings."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for found in [parameters, *(value for value in parameters.values() if isinstance(value, dict))]:
+        if found.get("rope_type") in ("dynamic", "longrope"):
+            own = getattr(config, "original_max_position_embeddings", None)
+            return found.get("original_max_position_embeddings") or own or config.max_position_embeddings
+    return None
 
 
 def _post(raw: Tensor, logits: Tensor, config: Any) -> Post | None:

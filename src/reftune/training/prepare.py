@@ -30,6 +30,8 @@ logger = logging.getLogger("reftune")
 OnFill = Callable[[int, int], None]
 # Rows on which the short ways are compared with the plain one before they are taken.
 CHECKED = 2
+# Rows by which it is judged whether reuse pays, before all are looked at.
+SAMPLED = 256
 
 
 def is_causal(model: nn.Module) -> bool:
@@ -54,29 +56,46 @@ def prepare_loss(
     packed = packed_batch(inputs) if rows is None else None
     if rows is None and packed is None:
         return None
-    few = inputs if rows is None else {key: value[:CHECKED] for key, value in inputs.items()}
+    few = inputs
+    if rows is not None:
+        few, rows = _shortest(inputs, rows)
+    batch = packed or batch_of(rows or [], device=inputs["input_ids"].device)
     loss = ResponseLoss(root)
     # in training mode adapters may have dropout, and two calls would differ
     with _evaluating(inner), torch.no_grad():
-        batch = packed or batch_of((rows or [])[:CHECKED], device=inputs["input_ids"].device)
-        out = model(**few, use_cache=False)
+        out = loss.prepare(model, few)
         plain = out.get("loss") if isinstance(out, dict) else None
-        found = loss(model, batch) / len(batch.targets) if loss.prepare(model, batch) else None
-        if found is None or plain is None or not _equal(found, plain, rounding):
-            logger.warning(
-                "logits of all tokens are computed: the loss of %s is not a cross-entropy of its output embeddings",
-                type(root).__name__,
-            )
-            return None
+        found = None if loss.post is None else loss(model, batch) / len(batch.targets)
+    if found is None or plain is None or not _equal(found, plain, rounding):
+        logger.warning(
+            "logits of all tokens are computed: the loss of %s is not a cross-entropy of its output embeddings",
+            type(root).__name__,
+        )
+        return None
     return loss
+
+
+def _shortest(inputs: Mapping[str, Any], rows: Sequence[Row]) -> tuple[dict[str, Any], list[Row]]:
+    """The shortest rows of a batch, without the columns that are padding in all of them."""
+    chosen = sorted(sorted(range(len(rows)), key=lambda i: len(rows[i].ids))[:CHECKED])
+    few: dict[str, Any] = {
+        key: value[chosen] if isinstance(value, torch.Tensor) else [value[i] for i in chosen]
+        for key, value in inputs.items()
+    }
+    mask = few.get("attention_mask")
+    if mask is not None:
+        kept = mask.bool().any(0)
+        wide = [key for key, value in few.items() if isinstance(value, torch.Tensor) and value.shape == mask.shape]
+        few.update({key: few[key][:, kept] for key in wide})
+    return few, [rows[i] for i in chosen]
 
 
 def prepare_reuse(
     model: nn.Module,
     loss: ResponseLoss,
-    rows: Sequence[Row],
+    rows_of_run: Callable[[int | None], list[Row] | None],
     *,
-    passes: float,
+    passes_of_run: Callable[[], float],
     folder: Path,
     limit_gb: float | None,
     on_fill: OnFill | None,
@@ -84,16 +103,24 @@ def prepare_reuse(
     no_bar: bool,
     rounding: float,
 ) -> FrozenPrefix | str:
-    """A filled store, or in words why there is none."""
+    """A filled store, or in words why there is none; `rows_of_run(n)` are some n of the run's rows, or all."""
     plan = frozen_plan(model)
     if isinstance(plan, str):
         return plan
-    gain = plan.gain(rows, passes)
-    if gain < GAIN:
-        return f"it would not pay ({gain:.2f} times less work in {passes:.3g} passes)"
+    # to make all rows takes as long as some steps
+    for count in (SAMPLED, None):
+        rows = rows_of_run(count)
+        if rows is None:
+            return "the data are not a list of rows with tokens, labels and prompt lengths only"
+        if not rows:
+            return "the rotary embeddings of all rows depend on the longest row of their batch"
+        passes = passes_of_run()
+        gain = plan.gain(rows, passes)
+        if gain < GAIN:
+            return f"it would not pay ({gain:.2f} times less work in {passes:.3g} passes)"
     frozen = FrozenPrefix(model, plan, folder=folder, limit_gb=limit_gb)
     # the same example twice is kept once
-    rows = list(dict.fromkeys(rows))
+    rows = sorted(dict.fromkeys(rows or []), key=lambda row: len(row.ids))
     try:
         size = frozen.size(rows)
         frozen.open(size)
@@ -153,12 +180,15 @@ def check_packing(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     return True
 
 
-def dataset_rows(dataset: Any, collator: Any) -> list[Row] | None:
-    """Rows of a whole data set as the collator makes them; None if it has no length or holds more than rows."""
+def dataset_rows(dataset: Any, collator: Any, count: int | None = None) -> list[Row] | None:
+    """Rows of a data set as the collator makes them; None if it has no length or holds more than rows.
+
+    With `count`, so many from all over it.
+    """
     if not hasattr(dataset, "__len__"):
         return None
     found: list[Row] = []
-    for i in range(len(dataset)):
+    for i in range(0, len(dataset), max(1, len(dataset) // count) if count else 1):
         rows = rows_of(collator([dataset[i]]))
         if rows is None:
             return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -32,7 +33,7 @@ class Row:
     prompt_length: int
     subspaces: tuple[int, ...] | None = None
 
-    @property
+    @cached_property
     def first_target(self) -> int:
         """The first token that predicts a label."""
         return next(i for i, target in enumerate(self.targets) if target != IGNORE)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from ..data import ReftCollator
 from ..errors import DataError, ReftuneError
 from ..tuner import call_state, find_root
-from .frozen import frozen_plan, rope_limit
+from .frozen import frozen_plan
 from .loss import ResponseLoss
 from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
@@ -33,7 +33,7 @@ logger = logging.getLogger("reftune")
 COLUMNS = ("prompt_length", "subspaces")
 REUSE = ("auto", "off")
 # What one more call of a model costs, in tokens of one call: on a CPU little, on a GPU as many as keep it busy.
-CALL_TOKENS = {"cpu": 24}
+CALL_TOKENS = {"cpu": 64}
 GPU_CALL_TOKENS = 4096
 
 
@@ -234,7 +234,7 @@ class ReftTrainer(ProcessTrainer):
     def _is_too_long(self, inputs: dict[str, Any]) -> bool:
         """Whether a row's result depends on the longest row of its call, so that no other calls may be made."""
         assert isinstance(self._loss, ResponseLoss)
-        limit = rope_limit(self._loss.root.config.get_text_config())
+        limit = self._loss.longest
         return limit is not None and inputs["input_ids"].shape[1] > limit
 
     def _rounding(self) -> float:
@@ -248,29 +248,23 @@ class ReftTrainer(ProcessTrainer):
             return
         reason = self._why_no_reuse()
         if reason is None and isinstance(self._loss, ResponseLoss):
-            rows = self._rows_of_run()
-            if rows is None:
-                reason = "the data are not a list of rows with tokens, labels and prompt lengths only"
-            elif not rows:
-                reason = "the rotary embeddings of all rows depend on the longest row of their batch"
+            with self.compute_loss_context_manager(), self.accelerator.autocast():
+                found = prepare_reuse(
+                    self._inner(),
+                    self._loss,
+                    self._rows_of_run,
+                    passes_of_run=self._passes,
+                    folder=Path(self.args.output_dir or ".") / "frozen-prefix" / str(self.args.process_index),
+                    limit_gb=self.reuse_limit_gb,
+                    on_fill=self._on_fill,
+                    is_main=self.is_world_process_zero(),
+                    no_bar=bool(self.args.disable_tqdm),
+                    rounding=self._rounding(),
+                )
+            if isinstance(found, FrozenPrefix):
+                self._frozen = found
             else:
-                with self.compute_loss_context_manager(), self.accelerator.autocast():
-                    found = prepare_reuse(
-                        self._inner(),
-                        self._loss,
-                        rows,
-                        passes=self._passes(),
-                        folder=Path(self.args.output_dir or ".") / "frozen-prefix" / str(self.args.process_index),
-                        limit_gb=self.reuse_limit_gb,
-                        on_fill=self._on_fill,
-                        is_main=self.is_world_process_zero(),
-                        no_bar=bool(self.args.disable_tqdm),
-                        rounding=self._rounding(),
-                    )
-                if isinstance(found, FrozenPrefix):
-                    self._frozen = found
-                else:
-                    reason = found
+                reason = found
         if reason is not None:
             self._say_off(reason)
 
@@ -285,7 +279,7 @@ class ReftTrainer(ProcessTrainer):
             return "the base model lies in pieces over several processes"
         return None
 
-    def _rows_of_run(self) -> list[Row] | None:
+    def _rows_of_run(self, count: int | None = None) -> list[Row] | None:
         """Rows of the training data, and of those for evaluation if they are looked at along the way."""
         chosen: list[Any] = [self.train_dataset]
         if self.args.eval_strategy != "no" and self.eval_dataset is not None:
@@ -294,12 +288,12 @@ class ReftTrainer(ProcessTrainer):
         for dataset in chosen:
             if getattr(dataset, "column_names", None) is not None:
                 dataset = self._remove_unused_columns(dataset)
-            rows = dataset_rows(dataset, self.data_collator)
+            rows = dataset_rows(dataset, self.data_collator, count)
             if rows is None:
                 return None
             found += rows
         assert isinstance(self._loss, ResponseLoss)
-        limit = rope_limit(self._loss.root.config.get_text_config())
+        limit = self._loss.longest
         return [row for row in found if limit is None or len(row.ids) < limit]
 
     def _passes(self) -> float:

@@ -60,20 +60,24 @@ Role = Literal["causal", "encoder", "decoder", "root"]
 
 
 class Pick(NamedTuple):
-    """Some of the slots of a call: rows and columns [N, P], and valid [N, P, 1], None where all are."""
+    """Some of the slots of a call: rows and tokens [N, P], and valid [N, P, 1], None where all are.
+
+    Tokens are counted through all rows of the call, row · width + column.
+    """
 
     rows: Tensor
-    columns: Tensor
+    tokens: Tensor
     valid: Tensor | None
 
 
-def pick(found: Slots, chosen: list[int]) -> Pick:
-    """The chosen slots of each segment."""
+def pick(found: Slots, chosen: list[int], width: int) -> Pick:
+    """The chosen slots of each segment; `width` is the call's."""
     at = torch.tensor(chosen, device=found.rows.device)
     valid = found.valid[:, at, None]
     # on a GPU, to look would be to wait for it; compiled code does not look
     known = valid.device.type == "cpu" and not torch.compiler.is_compiling() and bool(valid.all())
-    return Pick(found.rows[:, at], found.columns[:, at], None if known else valid)
+    rows = found.rows[:, at]
+    return Pick(rows, rows * width + found.columns[:, at], None if known else valid)
 
 
 @dataclass
@@ -97,7 +101,7 @@ class Frame:
     bases: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Orthonormal rows of the interventions that need them, as far as they were computed in one batch."""
     slot_cache: dict[PositionSpec, Slots] = field(default_factory=dict)
-    pick_cache: dict[tuple[PositionSpec, PositionSpec, int, int], Pick] = field(default_factory=dict)
+    pick_cache: dict[str, Pick] = field(default_factory=dict)
     mask_cache: dict[PositionSpec, Tensor] = field(default_factory=dict)
 
     def _known(self, spec: PositionSpec) -> Segments:
@@ -117,15 +121,20 @@ class Frame:
         found = self.slot_cache[spec]
         return found if found.rows.device == device else Slots(*(t.to(device) for t in found))
 
-    def pick(self, joint: PositionSpec, spec: PositionSpec, part: slice, device: torch.device) -> Pick | None:
-        """Slots of `joint` that are `part` of those of `spec`, the same for all layers; None if there are none."""
-        found = self.slots(joint, device)
-        if found is None:
-            return None
-        key = (joint, spec, part.start, part.stop)
-        if key not in self.pick_cache or self.pick_cache[key].rows.device != device:
-            self.pick_cache[key] = pick(found, own_slots(spec, joint)[part])
-        return self.pick_cache[key]
+    def pick(
+        self, joint: PositionSpec, spec: PositionSpec, part: slice, name: str, device: torch.device
+    ) -> Pick | None:
+        """Slots of `joint` that are `part` of those of `spec`, the same for all layers; None if there are none.
+
+        They are kept by `name`, a text that says all of that: its hash is at hand.
+        """
+        kept = self.pick_cache.get(name)
+        if kept is None or kept.rows.device != device:
+            found = self.slots(joint, device)
+            if found is None:
+                return None
+            kept = self.pick_cache[name] = pick(found, own_slots(spec, joint)[part], self.width)
+        return kept
 
     def mask(self, spec: PositionSpec, device: torch.device) -> Tensor | None:
         """[batch, width] bool of a whole scope other than `all`, None if there is nothing to edit."""
