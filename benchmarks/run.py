@@ -1,7 +1,7 @@
-"""`python -m benchmarks.run all | quick | gpu | report`: measures, writes the report, prints the targets.
+"""`python -m benchmarks.run all | quick | serving | gpu | report`: measures, writes the report, prints the targets.
 
 `all` measures every group that needs no accelerator, beside every peer.  `quick` measures steps of ours and of the
-floor, and writes no file.  `gpu` measures steps on an accelerator and adds them to the report.  `report` makes the
+floor, and writes no file.  `serving` measures vLLM with and without adapters, `gpu` measures steps on an accelerator and adds them to the report.  `report` makes the
 report anew from the raw measurements.
 """
 
@@ -18,12 +18,14 @@ from .settings import DATA_DIR, Settings, cores
 from .targets import all_targets
 from .workers import stderr
 
-CPU_GROUPS = tuple(group for group in GROUPS if group != "gpu")
+# what has a verb of its own: it needs an accelerator, or vLLM
+OWN_VERB = ("serving", "gpu")
+CPU_GROUPS = tuple(group for group in GROUPS if group not in OWN_VERB)
 
 
 def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
-    parser.add_argument("verb", choices=("all", "quick", "gpu", "report"))
+    parser.add_argument("verb", choices=("all", "quick", *OWN_VERB, "report"))
     parser.add_argument("--only", action="append", choices=CPU_GROUPS, help="of `all`: this group, may be repeated")
     parser.add_argument("--resume", action="store_true", help="keep the measurements of a run that was broken off")
     parser.add_argument("--no-peers", action="store_true", help="without the methods that need their own environment")
@@ -58,7 +60,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
 def groups_of(given: argparse.Namespace) -> tuple[str, ...]:
     if given.verb == "all":
         return tuple(given.only or CPU_GROUPS)
-    return {"quick": ("step",), "gpu": ("gpu",), "report": ()}[given.verb]
+    return {"quick": ("step",), "report": ()}.get(given.verb, (given.verb,))
 
 
 def measure(group: str, settings: Settings, folder: Path, command: str, *, resume: bool) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import bench_generate, bench_gpu, bench_job, bench_orthonormal, bench_ragged, bench_step
+from . import bench_generate, bench_gpu, bench_job, bench_orthonormal, bench_ragged, bench_serving, bench_step
 from .cases import ALL, MIDDLE, StepCase
 from .settings import Measurement
 from .stats import ratios, rounded
@@ -72,6 +72,10 @@ def generation(part: str) -> Callable[[Groups], float]:
     )
 
 
+def serving(count: int) -> Callable[[Groups], float]:
+    return lambda groups: bench_serving.relative(groups["serving"][bench_serving.KEY], count).median
+
+
 def gpu_step(groups: Groups) -> float:
     methods = on_gpu(groups)
     return ratios(methods[OURS]["seconds"], methods[FLOOR]["seconds"]).median
@@ -113,6 +117,8 @@ TARGETS = (
         lambda groups: bench_orthonormal.faster(groups["orthonormal"][bench_orthonormal.key(4096)]).median,
         200,
     ),
+    Target("serving, 1 adapter: requests/s ÷ vLLM alone", serving(1), 0.97),
+    Target("serving, 512 adapters: requests/s ÷ vLLM alone", serving(512), 0.97),
     Target("GPU, 8B shape: step ÷ floor with response logits", gpu_step, 1.05, at_most=True),
     Target("GPU, 8B shape: peak memory ÷ LoRA all linear", gpu_memory, 0.7, at_most=True),
 )

@@ -29,6 +29,7 @@ __all__ = [
     "joint_span",
     "own_slots",
     "parse_positions",
+    "scope_range",
     "segments_from_mask",
     "segments_from_position_ids",
     "segments_of_full_rows",
@@ -270,6 +271,17 @@ def token_mask(spec: PositionSpec, segments: Segments, past: int | Tensor, width
         return hit
     counts = torch.zeros(segments.batch, width, dtype=torch.int32, device=device)
     return counts.index_add(0, segments.rows, hit.to(torch.int32)) > 0
+
+
+def scope_range(spec: PositionSpec, length: int) -> tuple[int, int | None]:
+    """Tokens [first, stop) that a whole scope edits of a prompt of `length` tokens and its response; None: no end."""
+    if spec.scope == "prompt":
+        return 0, length
+    if spec.scope == "response":
+        return length, None
+    if spec.scope == "all":
+        return 0, None
+    raise ValueError(f"positions {spec} are no whole scope")
 
 
 def first_edited(specs: Sequence[PositionSpec], lengths: Tensor) -> Tensor:

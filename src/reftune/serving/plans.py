@@ -1,0 +1,123 @@
+"""Which tokens of one request are edited by what, as ranges; and what of that a block of its KV cache depends on.
+
+The arithmetic is that of `reftune.positions`; here its answers for one prompt are put in order.  Plain numbers and
+texts only, as they travel between processes.
+
+Must not know: weights, models, backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+
+from ..positions import (
+    PositionSpec,
+    joint_span,
+    own_slots,
+    parse_positions,
+    scope_range,
+    segments_of_full_rows,
+    slots,
+    unit_slices,
+)
+
+__all__ = ["Edit", "Part", "Sites", "block_key", "most_sets", "plan", "sites_from_wire"]
+
+# Groups of one adapter that edit the same layers, each as (number of the group, positions, tie).
+Site = tuple[tuple[int, str, str], ...]
+Sites = tuple[Site, ...]
+
+
+class Part(NamedTuple):
+    """One Φ of an adapter: number of the site, of the group, of the Φ within the group."""
+
+    site: int
+    group: int
+    unit: int
+
+
+class Edit(NamedTuple):
+    """Tokens [start, stop) of a request, counted from its first, are edited by these Φ; None: there is no end."""
+
+    start: int
+    stop: int | None
+    parts: tuple[Part, ...]
+
+
+def sites_from_wire(value: Any) -> Sites:
+    """Lists, which is what tuples become on their way between processes, as tuples again."""
+    return tuple(tuple((int(group), str(text), str(tie)) for group, text, tie in site) for site in value)
+
+
+@lru_cache(maxsize=2**16)
+def plan(sites: Sites, length: int) -> tuple[Edit, ...]:
+    """All edits of a request whose prompt has `length` tokens, in order, none overlapping."""
+    at: dict[int, set[Part]] = {}
+    whole: list[tuple[int, int | None, Part]] = []
+    for number, site in enumerate(sites):
+        specs = [(group, parse_positions(text), tie) for group, text, tie in site]
+        columns = _columns([spec for _, spec, _ in specs], length)
+        joint = joint_span([spec for _, spec, _ in specs])
+        for group, spec, tie in specs:
+            if spec.scope != "span":
+                whole.append((*scope_range(spec, length), Part(number, group, 0)))
+                continue
+            own = own_slots(spec, joint)
+            for unit, part in enumerate(unit_slices(spec, tie)):  # type: ignore[arg-type]
+                for column in (columns[slot] for slot in own[part]):
+                    if column is not None:
+                        at.setdefault(column, set()).add(Part(number, group, unit))
+    return _merged(at, whole)
+
+
+def _columns(specs: Sequence[PositionSpec], length: int) -> list[int | None]:
+    """The token of each slot of the specs' joint span, None where the prompt is too short for it."""
+    joint = joint_span(specs)
+    if not joint.count or length < 1:
+        return [None] * joint.count
+    found = slots(joint, segments_of_full_rows(1, length, torch.device("cpu")), 0, length)
+    return [c if ok else None for c, ok in zip(found.columns[0].tolist(), found.valid[0].tolist(), strict=True)]
+
+
+def _merged(at: dict[int, set[Part]], whole: Sequence[tuple[int, int | None, Part]]) -> tuple[Edit, ...]:
+    borders = {border for column in at for border in (column, column + 1)}
+    borders |= {border for start, stop, _ in whole for border in (start, stop) if border is not None}
+    ends: list[int | None] = sorted(borders)  # type: ignore[assignment]
+    found: list[Edit] = []
+    for start, stop in zip(ends, [*ends[1:], None], strict=True):
+        assert start is not None
+        inside = {part for a, b, part in whole if a <= start and (b is None or start < b)}
+        parts = tuple(sorted(inside | at.get(start, set())))
+        if not parts or start == stop:
+            continue
+        if found and found[-1].stop == start and found[-1].parts == parts:
+            found[-1] = found[-1]._replace(stop=stop)
+        else:
+            found.append(Edit(start, stop, parts))
+    return tuple(found)
+
+
+@lru_cache(maxsize=2**12)
+def most_sets(sites: Sites) -> int:
+    """How many different sets of Φ a single request can need, whatever the length of its prompt."""
+    spans = [joint_span([parse_positions(text) for _, text, _ in site]).count for site in sites]
+    # above it, nothing is cut off and the sets stay the same; far above it, no prefix meets a suffix
+    longest = 2 * max(spans, default=0) + 1
+    return max(len({edit.parts for edit in plan(sites, n)}) for n in range(1, longest + 1))
+
+
+def block_key(digest: str, edits: Sequence[Edit], start: int, end: int) -> str | None:
+    """What the keys and values of tokens [start, end) depend on besides the tokens; None if on nothing.
+
+    That is which of them are edited by what.  What is edited before them is in the keys of the blocks before.
+    """
+    inside = []
+    for edit in edits:
+        a, b = max(edit.start, start), end if edit.stop is None else min(edit.stop, end)
+        if a < b:
+            inside.append(f"{a}-{b}:" + ",".join(".".join(map(str, part)) for part in edit.parts))
+    return f"{digest}/{';'.join(inside)}" if inside else None

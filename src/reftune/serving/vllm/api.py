@@ -1,0 +1,140 @@
+"""Routes of vLLM's server by which adapters come and go, and the adapters that it starts with.
+
+Must not know: workers, weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from ...errors import ReftuneError
+from ..modules import ReftModule, allowed_path, check_name, parse_modules
+from .adapters import Reader
+from .frontend import forget, load_async, reader_of, request_for
+from .registry import Registry
+from .requests import ReftRequest
+
+__all__ = ["ReftEndpoints"]
+
+# vLLM gives an adapter of such a name to requests for the base model that have such content
+CONTENT_TYPES = ("text", "image", "image_url", "audio", "input_audio", "video", "file", "refusal", "vision_chunk")
+
+
+class LoadReftAdapter(BaseModel):
+    """Body of `/v1/load_reft_adapter`."""
+
+    reft_name: str
+    reft_path: str
+    load_inplace: bool = False
+
+
+class UnloadReftAdapter(BaseModel):
+    """Body of `/v1/unload_reft_adapter`."""
+
+    reft_name: str
+
+
+class ReftEndpoints:
+    """Entry point of `vllm.endpoint_plugins`."""
+
+    name = "reftune"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        router = APIRouter()
+        router.post("/v1/load_reft_adapter")(load_reft_adapter)
+        router.post("/v1/unload_reft_adapter")(unload_reft_adapter)
+        app.include_router(router)
+
+    async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
+        """Load the adapters of the command line, before the server listens."""
+        modules = getattr(args, "reft_modules", None) or []
+        file = getattr(args, "reft_registry", None)
+        models = state.openai_serving_models
+        registry = Registry(Path(file) if file else None)
+        registry.update(models.lora_requests)
+        models.lora_requests = registry
+        state.reft_lock = asyncio.Lock()
+        if not modules:
+            return
+        reader = reader_of(engine_client)
+        for module in parse_modules(modules, base_names=[base.name for base in models.base_model_paths]):
+            await add(engine_client, registry, reader, module)
+
+
+async def add(engine: Any, registry: Registry, reader: Reader, module: ReftModule) -> None:
+    """Read an adapter, have the workers keep it, then give it its name.
+
+    Raises:
+        ReftuneError: it cannot be served.
+    """
+    if module.name in CONTENT_TYPES:
+        raise ReftuneError(f"the adapter name {module.name!r} means a kind of content to vLLM; give it another")
+    adapter = await asyncio.get_running_loop().run_in_executor(None, reader.read, module.path)
+    await load_async(engine, adapter)
+    with registry.changing():
+        before = dict.get(registry, module.name)
+        number = registry.next_number() if before is None else before.lora_int_id
+        registry[module.name] = request_for(module.name, number, module.path, adapter)
+    if isinstance(before, ReftRequest) and before.digest != adapter.digest:
+        await let_go(engine, registry, before.digest)
+
+
+async def let_go(engine: Any, registry: Registry, digest: str) -> None:
+    """Tell the engine that no name means this adapter any more, if that is so."""
+    if any(isinstance(request, ReftRequest) and request.digest == digest for request in registry.values()):
+        return
+    await forget(engine, digest)
+
+
+async def load_reft_adapter(body: LoadReftAdapter, raw: Request) -> JSONResponse:
+    """Load an adapter from an allowed folder under a name."""
+    state = raw.app.state
+    if (refusal := _refused(state)) is not None:
+        return refusal
+    registry, engine = state.openai_serving_models.lora_requests, state.engine_client
+    bases = [base.name for base in state.openai_serving_models.base_model_paths]
+    async with state.reft_lock:
+        try:
+            check_name(body.reft_name, base_names=bases)
+            if body.reft_name in registry and not body.load_inplace:
+                raise ReftuneError(
+                    f"the adapter name {body.reft_name!r} is taken; unload it first, or set load_inplace to replace it"
+                )
+            path = allowed_path(body.reft_path, state.args.reft_adapter_folder or [])
+            await add(engine, registry, reader_of(engine), ReftModule(body.reft_name, str(path)))
+        except ReftuneError as error:
+            return _error(400, str(error))
+    return JSONResponse({"status": "ok", "name": body.reft_name})
+
+
+async def unload_reft_adapter(body: UnloadReftAdapter, raw: Request) -> JSONResponse:
+    """Take a name away; requests that run go on to their end."""
+    state = raw.app.state
+    if (refusal := _refused(state)) is not None:
+        return refusal
+    registry = state.openai_serving_models.lora_requests
+    async with state.reft_lock:
+        with registry.changing():
+            found = dict.get(registry, body.reft_name)
+            if not isinstance(found, ReftRequest):
+                return _error(404, f"there is no adapter {body.reft_name!r}", "NotFoundError")
+            del registry[body.reft_name]
+        await let_go(state.engine_client, registry, found.digest)
+    return JSONResponse({"status": "ok", "name": body.reft_name})
+
+
+def _refused(state: Any) -> JSONResponse | None:
+    if getattr(state.args, "reft_allow_runtime_loading", False):
+        return None
+    return _error(403, "adapters cannot be loaded at run time; start the server with --reft-allow-runtime-loading")
+
+
+def _error(code: int, message: str, kind: str = "BadRequestError") -> JSONResponse:
+    return JSONResponse({"error": {"message": message, "type": kind, "param": None, "code": code}}, status_code=code)

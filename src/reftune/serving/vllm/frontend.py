@@ -1,0 +1,245 @@
+"""In a process of vLLM that takes requests: `ReftRequest`s are resolved, so that the engine knows what they edit.
+
+Must not know: HTTP, weights.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+from ..adapters import AdapterError
+from ..folded import FoldedAdapter
+from .adapters import Reader
+from .options import KEY, options_of, why_not
+from .requests import WIRE, ReftRequest, Wire
+
+__all__ = ["forget", "install", "load_async", "reader_of", "ready", "refusal_of", "request_for"]
+
+BEAMS = "beam search asks for the answer so far as a new prompt, so that the edited positions would move"
+
+
+def install() -> None:
+    """Wrap what makes the configuration and what takes requests."""
+    from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 — in processes of vLLM only
+    from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin  # noqa: PLC0415
+    from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin  # noqa: PLC0415
+    from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
+    from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415
+    from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
+
+    EngineArgs.create_engine_config = _configured(EngineArgs.create_engine_config)  # type: ignore[method-assign]
+    InputProcessor.process_inputs = _resolved(InputProcessor.process_inputs)  # type: ignore[method-assign]
+    LLMEngine.add_request = _ensured(LLMEngine.add_request)  # type: ignore[method-assign]
+    AsyncLLM.add_request = _ensured_async(AsyncLLM.add_request)  # type: ignore[method-assign]
+    for mixin in (BeamSearchOfflineMixin, BeamSearchOnlineMixin):
+        mixin.beam_search = _without_adapters(mixin.beam_search)
+
+
+def _configured(own: Any) -> Any:
+    @functools.wraps(own)
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = own(self, *args, **kwargs)
+        options = options_of(config.additional_config)
+        additional = dict(config.additional_config) if isinstance(config.additional_config, dict) else None
+        if additional is None:
+            return config
+        additional.pop(KEY, None)
+        if options is not None and why_not(config) is None:
+            # vLLM hashes it with all that its compiled models depend on, and hands it to every process
+            additional[KEY] = options.as_dict()
+        elif options is None:
+            additional[KEY] = False
+        config.additional_config = additional
+        return config
+
+    return create_engine_config
+
+
+def _resolved(own: Any) -> Any:
+    signature = inspect.signature(own)
+
+    @functools.wraps(own)
+    def process_inputs(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(*args, **kwargs)
+        values = given.arguments
+        request, params = values.get("lora_request"), values.get("params")
+        if WIRE in (getattr(params, "extra_args", None) or {}):
+            raise _error(f"{WIRE!r} is not for clients to set", WIRE)
+        if not isinstance(request, ReftRequest):
+            return own(*given.args, **given.kwargs)
+        if not request.digest:
+            raise _error(f"the adapter {request.lora_name!r} was not loaded before the request", "lora_request")
+        if not hasattr(params, "extra_args"):
+            raise _error("a ReFT adapter is for text generation only, not for pooling", "lora_request")
+        if values.get("resumable"):
+            raise _error(
+                "a prompt that comes in parts cannot have a ReFT adapter: its end is not known", "lora_request"
+            )
+        # vLLM would refuse it where LoRA is off, and take it for a LoRA where it is on
+        values["lora_request"] = None
+        made = own(*given.args, **given.kwargs)
+        if not made.prompt_token_ids or made.mm_features:
+            raise _error("a ReFT adapter needs a prompt of tokens only", "prompt")
+        # these are a copy of its own
+        made.sampling_params.extra_args = {
+            **(made.sampling_params.extra_args or {}),
+            WIRE: Wire(request.digest, request.sites).to_wire(),
+        }
+        return made
+
+    return process_inputs
+
+
+def _ensured(own: Any) -> Any:
+    signature = inspect.signature(own)
+
+    @functools.wraps(own)
+    def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs)
+        request = given.arguments.get("lora_request")
+        if isinstance(request, ReftRequest):
+            given.arguments["lora_request"] = ready(self, request)
+        return own(*given.args, **given.kwargs)
+
+    return add_request
+
+
+def _ensured_async(own: Any) -> Any:
+    signature = inspect.signature(own)
+
+    @functools.wraps(own)
+    async def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs)
+        request = given.arguments.get("lora_request")
+        if isinstance(request, ReftRequest) and not request.digest:
+            adapter = _read(self, request)
+            if _unknown(self, adapter.digest):
+                await load_async(self, adapter)
+            given.arguments["lora_request"] = _named(request, adapter)
+        return await own(*given.args, **given.kwargs)
+
+    return add_request
+
+
+def ready(engine: Any, request: ReftRequest) -> ReftRequest:
+    """The request once its adapter is loaded, by an `LLMEngine`.
+
+    Raises:
+        VLLMValidationError: the adapter cannot be served.
+    """
+    if request.digest:
+        return request
+    adapter = _read(engine, request)
+    if _unknown(engine, adapter.digest):
+        core = engine.engine_core
+        # without processes of its own, the core is right here
+        call = getattr(core, "call_utility", None)
+        content = adapter.to_bytes()
+        if call is not None:
+            problem = call("reft_load", adapter.digest, content)
+        else:
+            problem = core.engine_core.reft_load(adapter.digest, content)
+        if problem:
+            raise _error(problem, "lora_request")
+        _loaded(engine).add(adapter.digest)
+    return _named(request, adapter)
+
+
+async def load_async(engine: Any, adapter: FoldedAdapter) -> None:
+    """Have the engine's workers keep an adapter.
+
+    Raises:
+        AdapterError: they do not.
+    """
+    core = engine.engine_core
+    everywhere = getattr(core, "call_utility_all_async", None)
+    if everywhere is not None:
+        answers = await everywhere("reft_load", adapter.digest, adapter.to_bytes())
+    else:
+        answers = [await core.call_utility_async("reft_load", adapter.digest, adapter.to_bytes())]
+    problem = next((answer for answer in answers if answer), None)
+    if problem:
+        raise AdapterError(problem)
+    _loaded(engine).add(adapter.digest)
+
+
+async def forget(engine: Any, digest: str) -> None:
+    """Have the engine's workers let an adapter go when no request needs it."""
+    _loaded(engine).discard(digest)
+    core = engine.engine_core
+    await getattr(core, "call_utility_all_async", core.call_utility_async)("reft_unload", digest)
+
+
+def request_for(name: str, number: int, path: str, adapter: FoldedAdapter) -> ReftRequest:
+    """The request for an adapter that is loaded."""
+    return ReftRequest(lora_name=name, lora_int_id=number, lora_path=path, digest=adapter.digest, sites=adapter.sites)
+
+
+def refusal_of(config: Any) -> str | None:
+    """In words, why an engine with this configuration serves no adapters; None if it does."""
+    options = config.additional_config.get(KEY) if isinstance(config.additional_config, dict) else None
+    if options:
+        return None
+    if options is False:
+        return f"ReFT is switched off by additional_config[{KEY!r}]"
+    return f"ReFT adapters cannot be served by this engine: {why_not(config) or 'it was started without the plug-in'}"
+
+
+def reader_of(engine: Any) -> Reader:
+    """The engine's reader of adapters.
+
+    Raises:
+        AdapterError: the engine serves none.
+    """
+    found = engine.__dict__.get("_reftune_reader")
+    if found is None:
+        refusal = refusal_of(engine.vllm_config)
+        options = None if refusal else options_of(engine.vllm_config.additional_config)
+        if refusal or options is None:
+            raise AdapterError(refusal or "ReFT is switched off")
+        found = engine.__dict__["_reftune_reader"] = Reader(engine.vllm_config, options)
+    return found
+
+
+def _read(engine: Any, request: ReftRequest) -> FoldedAdapter:
+    try:
+        return reader_of(engine).read(request.lora_path)
+    except AdapterError as error:
+        raise _error(str(error), "lora_request") from error
+
+
+def _named(request: ReftRequest, adapter: FoldedAdapter) -> ReftRequest:
+    return request_for(request.lora_name, request.lora_int_id, request.lora_path, adapter)
+
+
+def _loaded(engine: Any) -> set[str]:
+    """Digests of the adapters that this process had the engine load."""
+    return engine.__dict__.setdefault("_reftune_loaded", set())
+
+
+def _unknown(engine: Any, digest: str) -> bool:
+    return digest not in _loaded(engine)
+
+
+def _without_adapters(own: Any) -> Any:
+    signature = inspect.signature(own)
+
+    def check(args: Any, kwargs: Any) -> None:
+        found = signature.bind(*args, **kwargs).arguments.get("lora_request")
+        if any(isinstance(one, ReftRequest) for one in (found if isinstance(found, (list, tuple)) else [found])):
+            raise _error(f"a ReFT adapter cannot be used here: {BEAMS}", "lora_request")
+
+    @functools.wraps(own)
+    def beam_search(*args: Any, **kwargs: Any) -> Any:
+        check(args, kwargs)
+        return own(*args, **kwargs)
+
+    return beam_search
+
+
+def _error(message: str, parameter: str) -> Exception:
+    from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
+
+    return VLLMValidationError(message, parameter=parameter)

@@ -1,0 +1,75 @@
+"""The edit as a Triton kernel: one program a token, which returns at once where nothing is edited.
+
+Nothing in it depends on the host, so that it can be captured in a graph.
+
+Must not know: how tokens get their slots.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["edit_tokens"]
+
+BLOCK = 1024
+
+
+@triton.jit
+def _edit(  # pragma: no cover — Triton reads its text
+    hidden, residual, token_slot, table, width, hidden_stride, residual_stride, slot_stride,
+    RANK: tl.constexpr, SUM: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    token = tl.program_id(0)
+    slot = tl.load(token_slot + token)
+    if slot < 0:
+        return
+    here = table + slot.to(tl.int64) * slot_stride
+    h_row = hidden + token.to(tl.int64) * hidden_stride
+    r_row = residual + token.to(tl.int64) * residual_stride
+    ranks = tl.arange(0, ROWS)
+    z = tl.zeros((ROWS,), dtype=tl.float32)
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        inside = at < width
+        h = tl.load(h_row + at, mask=inside, other=0.0)
+        if SUM:
+            h = h + tl.load(r_row + at, mask=inside, other=0.0)
+        a = tl.load(here + ranks[:, None] * width + at[None], mask=(ranks < RANK)[:, None] & inside[None], other=0.0)
+        z += tl.sum(a * h.to(tl.float32)[None], axis=1)
+    for start in range(0, width, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        inside = at < width
+        h = tl.load(h_row + at, mask=inside, other=0.0)
+        if SUM:
+            h = h + tl.load(r_row + at, mask=inside, other=0.0)
+        h32 = h.to(tl.float32)
+        b = tl.load(
+            here + (RANK + ranks[:, None]) * width + at[None], mask=(ranks < RANK)[:, None] & inside[None], other=0.0
+        )
+        g = tl.load(here + 2 * RANK * width + at, mask=inside, other=0.0)
+        v = tl.load(here + (2 * RANK + 1) * width + at, mask=inside, other=0.0)
+        new = h32 + tl.sum(b * z[:, None], axis=0) + g * h32 + v
+        if SUM:
+            tl.store(r_row + at, new.to(h.dtype), mask=inside)
+            tl.store(h_row + at, tl.zeros((BLOCK,), dtype=h.dtype), mask=inside)
+        else:
+            tl.store(h_row + at, new.to(h.dtype), mask=inside)
+
+
+def edit_tokens(hidden: Tensor, residual: Tensor | None, token_slot: Tensor, table: Tensor, rank: int) -> None:
+    """hidden, residual [T, d] in place, as `edits.edit_rows`; table [slots, 2r + 2, d] is that of one layer."""
+    flat = hidden.view(-1, hidden.shape[-1])
+    other = flat if residual is None else residual.view(-1, residual.shape[-1])
+    constants: dict[str, Any] = {
+        "RANK": rank,
+        "SUM": residual is not None,
+        "BLOCK": min(BLOCK, triton.next_power_of_2(flat.shape[1])),
+        "ROWS": triton.next_power_of_2(max(rank, 1)),
+    }
+    _edit[(flat.shape[0],)](
+        flat, other, token_slot, table, flat.shape[1], flat.stride(0), other.stride(0), table.stride(0), **constants
+    )

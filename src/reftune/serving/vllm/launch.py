@@ -1,0 +1,84 @@
+"""vLLM's own OpenAI server with the plug-in: `reftune serve` where vLLM is installed.
+
+Must not know: adapters, the engine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from ..modules import parse_modules
+from .options import KEY
+
+__all__ = ["serve_vllm"]
+
+GROUPS = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+    "vllm.endpoint_plugins",
+)
+NAME = "reftune"
+
+
+def serve_vllm(arguments: Sequence[str]) -> None:
+    """Run the server until it is stopped; `arguments` are those of `vllm serve`, and those of `parser`.
+
+    Raises:
+        ReftuneError: an adapter on the command line that cannot be read as one.
+        SystemExit: arguments that vLLM refuses.
+    """
+    _allow_plugin()
+    # vLLM reads its environment when it is imported
+    from vllm.entrypoints.cli.serve import ServeSubcommand  # noqa: PLC0415
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args  # noqa: PLC0415
+    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup  # noqa: PLC0415
+    from vllm.logger import configure_logging_from_args  # noqa: PLC0415
+    from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: PLC0415
+
+    cli_env_setup()
+    parser = make_arg_parser(FlexibleArgumentParser(prog="reftune serve"))
+    add_arguments(parser)
+    parser.set_defaults(host="127.0.0.1")
+    args = parser.parse_args(list(arguments))
+    args.subparser = "serve"
+    args.reft_modules = [text for texts in args.reft_modules or [] for text in texts]
+    parse_modules(args.reft_modules, base_names=args.served_model_name or [args.model_tag or args.model])
+    options = {"max_rank": args.reft_max_rank, "slots": args.reft_slots, "max_adapters": args.reft_max_adapters}
+    given = {name: value for name, value in options.items() if value is not None}
+    additional = args.additional_config or {}
+    args.additional_config = {**additional, KEY: {**additional.get(KEY, {}), **given}}
+    configure_logging_from_args(args)
+    validate_parsed_serve_args(args)
+    with tempfile.TemporaryDirectory(prefix="reftune-serve-") as folder:
+        # the same names in every API process
+        args.reft_registry = str(Path(folder) / "adapters.json")
+        ServeSubcommand.cmd(args)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that vLLM has not."""
+    group = parser.add_argument_group("ReFT")
+    group.add_argument(
+        "--reft-modules", nargs="+", action="append", metavar="NAME=PATH", help="adapters, each under a model name"
+    )
+    group.add_argument("--reft-max-rank", type=int, help="highest rank of an adapter at one layer (default: 16)")
+    group.add_argument("--reft-slots", type=int, help="on a GPU: interventions kept there (default: two per sequence)")
+    group.add_argument("--reft-max-adapters", type=int, help="adapters kept in memory (default: 4096)")
+    group.add_argument("--reft-allow-runtime-loading", action="store_true", help="routes that load and unload adapters")
+    group.add_argument(
+        "--reft-adapter-folder", action="append", metavar="DIR", help="where adapters may be loaded from at run time"
+    )
+
+
+def _allow_plugin() -> None:
+    """vLLM loads routes of plug-ins only if they are named, and then no others: so all are."""
+    given = os.environ.get("VLLM_PLUGINS")
+    names = given.split(",") if given else [entry.name for group in GROUPS[:-1] for entry in entry_points(group=group)]
+    os.environ["VLLM_PLUGINS"] = ",".join(dict.fromkeys([*filter(None, names), NAME]))

@@ -1,0 +1,50 @@
+"""`ReftRequest`: which adapter a request is for, as vLLM's `LoRARequest`; and what of it travels with the request.
+
+Must not know: weights, models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from vllm.lora.request import LoRARequest
+
+from ..plans import Edit, Sites, plan, sites_from_wire
+
+__all__ = ["WIRE", "ReftRequest", "Wire", "wire_of"]
+
+# A key of SamplingParams.extra_args that clients cannot set.
+WIRE = "_reftune"
+
+
+class ReftRequest(LoRARequest):
+    """`ReftRequest(name, number, path)` asks for the ReFT adapter in the folder `path`, as a `LoRARequest` for a LoRA.
+
+    It is read and checked when a request first names it; if its files have changed since, it is read anew.
+    """
+
+    digest: str = ""
+    """Of its files, once they are read; empty before."""
+    sites: Any = ()
+
+
+class Wire(NamedTuple):
+    """What a request says of its adapter to the engine and its workers."""
+
+    digest: str
+    sites: Sites
+
+    def edits(self, length: int) -> tuple[Edit, ...]:
+        """Those of a prompt of `length` tokens."""
+        return plan(self.sites, length)
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"digest": self.digest, "sites": [[list(group) for group in site] for site in self.sites]}
+
+
+def wire_of(params: Any) -> Wire | None:
+    """Of a request's `SamplingParams`, None if it is for the base model."""
+    extra: Mapping[str, Any] = getattr(params, "extra_args", None) or {}
+    found = extra.get(WIRE)
+    return None if found is None else Wire(str(found["digest"]), sites_from_wire(found["sites"]))

@@ -1,0 +1,72 @@
+"""vLLM engines for tests, on a CPU.
+
+Must not know: adapters' formulas.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from tests.serving.vllm.worlds import BLOCK, CHUNK, NEW, World
+
+ENVIRONMENT = {
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def prepare() -> None:
+    """vLLM reads its environment when it is imported and in the processes that it starts."""
+    pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")
+    os.environ.update(ENVIRONMENT)
+
+
+def engine(world: World, **more: Any) -> Any:
+    """An engine whose settings are hard on the plug-in: chunks of 16 tokens, small blocks, the cache of prefixes on."""
+    from vllm import LLM
+
+    arguments: dict[str, Any] = {
+        "model": world.base,
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "max_model_len": 256,
+        "enforce_eager": True,
+        "max_num_seqs": 8,
+        "max_num_batched_tokens": CHUNK,
+        "block_size": BLOCK,
+        "enable_prefix_caching": True,
+        "disable_log_stats": False,
+    }
+    return LLM(**{**arguments, **more})
+
+
+def close(llm: Any) -> None:
+    """End its processes."""
+    llm.llm_engine.engine_core.shutdown()
+
+
+def ask(llm: Any, world: World, requests: list[tuple[tuple[int, ...], str | None]], new: int = NEW) -> list[list[int]]:
+    """Greedy tokens of vLLM, all requests at once."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    from reftune.serving.vllm import ReftRequest
+
+    numbers = {name: i + 1 for i, name in enumerate(world.names)}
+    outputs = llm.generate(
+        [TokensPrompt(prompt_token_ids=list(prompt)) for prompt, _ in requests],
+        SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False),
+        lora_request=[
+            None if name is None else ReftRequest(name, numbers[name], world.path(name)) for _, name in requests
+        ],
+        use_tqdm=False,
+    )
+    return [list(output.outputs[0].token_ids) for output in outputs]

@@ -1,0 +1,201 @@
+"""`reftune serve` on vLLM, asked by the official client: names, streams, errors, adapters that come and go."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.vllm.engines import prepare
+from tests.serving.vllm.servers import BASE, served, text_world
+from tests.serving.vllm.worlds import NEW, World, mixed_requests
+from tests.training.text_models import word_tokenizer
+
+pytestmark = pytest.mark.vllm
+
+NAMES = 12
+QUESTION = [{"role": "user", "content": "w5 w9 w12 w3"}]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    prepare()
+    return text_world(tmp_path_factory.mktemp("served"))
+
+
+@pytest.fixture(scope="module")
+def names(world: World) -> list[str]:
+    return world.names[:NAMES]
+
+
+@pytest.fixture(scope="module")
+def url(world: World, names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    log = tmp_path_factory.mktemp("log") / "server.log"
+    more = (
+        "--reft-allow-runtime-loading",
+        "--reft-adapter-folder",
+        str(world.folder),
+        "--max-num-batched-tokens",
+        "32",
+    )
+    with served(world, names, log, *more) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> Any:
+    from openai import OpenAI
+
+    return OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+def post(url: str, route: str, **body: Any) -> Any:
+    import httpx
+
+    return httpx.post(f"{url}/v1/{route}", json=body, timeout=60)
+
+
+def greedy(client: Any, model: str, prompt: tuple[int, ...], **more: Any) -> Any:
+    return client.completions.create(
+        model=model,
+        prompt=list(prompt),
+        max_tokens=NEW,
+        temperature=0,
+        extra_body={"ignore_eos": True, "return_token_ids": True, **more},
+    )
+
+
+def test_mixed_requests_at_once(world: World, names: list[str], client: Any) -> None:
+    requests = [(tuple(t % 40 + 4 for t in prompt), name) for prompt, name in mixed_requests(names, count=60, seed=6)]
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda r: greedy(client, r[1] or BASE, r[0]).choices[0].token_ids, requests))
+    assert [r for r, a, b in zip(requests, found, world.answers(requests), strict=True) if a != b] == []
+
+
+def test_models_are_listed_with_their_parent(names: list[str], client: Any) -> None:
+    listed = {model.id: model for model in client.models.list()}
+    assert {BASE, *names} <= set(listed)
+    assert listed[names[0]].parent == BASE and listed[BASE].parent is None
+
+
+def test_chat_and_its_stream(names: list[str], client: Any) -> None:
+    asked = {"model": names[0], "messages": QUESTION, "max_tokens": 12, "temperature": 0}
+    whole = client.chat.completions.create(**asked)
+    assert whole.model == names[0] and whole.usage.completion_tokens <= 12
+    chunks = list(client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage == whole.usage
+    base = client.chat.completions.create(**{**asked, "model": BASE})
+    assert base.choices[0].message.content != text
+
+
+def test_stops_seeds_several_answers_and_probabilities(names: list[str], client: Any) -> None:
+    asked: dict[str, Any] = {"model": names[0], "messages": QUESTION, "max_tokens": 12}
+    words = client.chat.completions.create(**asked, temperature=0).choices[0].message.content.split()
+    stop = next(word for word in words[2:] if word not in words[:2])
+    stopped = client.chat.completions.create(**asked, temperature=0, stop=[stop]).choices[0]
+    assert stopped.finish_reason == "stop" and stop not in stopped.message.content.split()
+    seeded = [client.chat.completions.create(**asked, n=3, seed=5, temperature=1.0) for _ in range(2)]
+    texts = [[choice.message.content for choice in answer.choices] for answer in seeded]
+    assert texts[0] == texts[1] and len(texts[0]) == 3
+    likely = client.chat.completions.create(**asked, temperature=0, logprobs=True, top_logprobs=2).choices[0].logprobs
+    assert all(entry.top_logprobs[0].logprob == entry.logprob for entry in likely.content)
+
+
+def test_errors_and_the_server_lives_on(world: World, names: list[str], url: str, client: Any) -> None:
+    import openai
+
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="nobody", messages=QUESTION)
+    with pytest.raises(openai.BadRequestError):
+        greedy(client, names[0], (5,) * 400)
+    # what only the server may say of a request
+    with pytest.raises(openai.BadRequestError, match="_reftune"):
+        greedy(client, names[0], (5, 6), vllm_xargs={"_reftune": json.dumps({"digest": "x", "sites": []})})
+    with pytest.raises(openai.BadRequestError, match="beam"):
+        greedy(client, names[0], (5, 6), use_beam_search=True, n=2)
+    prompt = tuple(range(5, 30))
+    assert greedy(client, names[1], prompt).choices[0].token_ids == world.answers([(prompt, names[1])])[0]
+
+
+def test_adapters_come_and_go(world: World, url: str, client: Any) -> None:
+    import openai
+
+    one, other = world.names[NAMES], world.names[NAMES + 1]
+    prompt = tuple(range(4, 44))
+    folder = world.folder / "moving"
+    shutil.copytree(world.path(one), folder)
+    assert post(url, "load_reft_adapter", reft_name="moving", reft_path=str(folder)).status_code == 200
+    assert greedy(client, "moving", prompt).choices[0].token_ids == world.answers([(prompt, one)])[0]
+    again = post(url, "load_reft_adapter", reft_name="moving", reft_path=str(folder))
+    assert again.status_code == 400 and "load_inplace" in again.text
+    for file in Path(world.path(other)).iterdir():
+        shutil.copy(file, folder)
+    # until it is loaded anew, it is what it was
+    assert greedy(client, "moving", prompt).choices[0].token_ids == world.answers([(prompt, one)])[0]
+    assert post(url, "load_reft_adapter", reft_name="moving", reft_path=str(folder), load_inplace=True).is_success
+    assert greedy(client, "moving", prompt).choices[0].token_ids == world.answers([(prompt, other)])[0]
+    assert post(url, "unload_reft_adapter", reft_name="moving").status_code == 200
+    with pytest.raises(openai.NotFoundError):
+        greedy(client, "moving", prompt)
+    assert post(url, "unload_reft_adapter", reft_name="moving").status_code == 404
+
+
+def test_bad_adapters_are_refused(world: World, url: str, client: Any, tmp_path: Path) -> None:
+    def refused(path: Path, name: str = "bad") -> str:
+        answer = post(url, "load_reft_adapter", reft_name=name, reft_path=str(path))
+        assert answer.status_code == 400
+        return answer.json()["error"]["message"]
+
+    good = Path(world.path(world.names[0]))
+    assert "not in a folder" in refused(tmp_path)
+    link = world.folder / "link"
+    link.symlink_to(tmp_path)
+    assert "not in a folder" in refused(link)
+    broken = world.folder / "broken"
+    shutil.copytree(good, broken)
+    (broken / "adapter_model.safetensors").write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00{}      ")
+    assert "tensors" in refused(broken)
+    pickled = world.folder / "pickled"
+    shutil.copytree(good, pickled)
+    (pickled / "adapter_model.safetensors").rename(pickled / "adapter_model.bin")
+    assert "pickle" in refused(pickled)
+    for name in (BASE, "text", ""):
+        refused(good, name)
+    assert client.models.list().data
+
+
+def test_adapters_are_known_to_every_server_process(world: World, tmp_path: Path) -> None:
+    from openai import OpenAI
+
+    one, other = world.names[:2]
+    more = ("--api-server-count", "2", "--reft-allow-runtime-loading", "--reft-adapter-folder", str(world.folder))
+    with served(world, [one], tmp_path / "log", *more) as url:
+        prompt = tuple(range(4, 34))
+        wanted = world.answers([(prompt, one), (prompt, other)])
+
+        def asked(name: str) -> list[int]:
+            # a new connection each time, which either process may take
+            client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+            return greedy(client, name, prompt).choices[0].token_ids
+
+        assert post(url, "load_reft_adapter", reft_name="late", reft_path=world.path(other)).status_code == 200
+        assert [asked(one) for _ in range(8)] == [wanted[0]] * 8
+        assert [asked("late") for _ in range(8)] == [wanted[1]] * 8
+        assert post(url, "unload_reft_adapter", reft_name="late").status_code == 200
+        import openai
+
+        for _ in range(8):
+            with pytest.raises(openai.NotFoundError):
+                asked("late")
+
+
+def test_words_of_a_prompt(world: World) -> None:
+    """The tokenizer of these tests knows the words that they ask with."""
+    assert word_tokenizer().unk_token_id not in word_tokenizer()(QUESTION[0]["content"])["input_ids"]
