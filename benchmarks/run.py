@@ -1,8 +1,8 @@
 """`python -m benchmarks.run all | quick | serving | gpu | report`: measures, writes the report, prints the targets.
 
-`all` measures every group that needs no accelerator, beside every peer.  `quick` measures steps of ours and of the
-floor, and writes no file.  `serving` measures vLLM with and without adapters, `gpu` measures steps on an accelerator and adds them to the report.  `report` makes the
-report anew from the raw measurements.
+`all` measures every group that needs neither an accelerator nor vLLM, beside every peer.  `quick` measures steps of
+ours and of the floor, and writes no file.  `serving` measures vLLM with and without adapters, `gpu` steps on an
+accelerator; both add to the report.  `report` makes the report anew from the raw measurements.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_gpu, bench_job, bench_ragged, bench_scaling, bench_step
+from benchmarks import bench_gpu, bench_job, bench_ragged, bench_scaling, bench_serving, bench_step
 from benchmarks.cases import ALL, MIDDLE, random_rows, request, write_rows
 from benchmarks.environments import REQUIREMENTS, fingerprint_of
 from benchmarks.interleave import interleaved
@@ -212,7 +212,7 @@ def test_measure_writes_each_measurement_when_it_is_done(tmp_path: Path, monkeyp
 
 
 def test_groups_of_each_verb() -> None:
-    assert groups_of(arguments(["all"])) == tuple(group for group in GROUPS if group != "gpu")
+    assert groups_of(arguments(["all"])) == tuple(group for group in GROUPS if group not in ("serving", "gpu"))
     assert groups_of(arguments(["all", "--only", "job"])) == ("job",)
     assert groups_of(arguments(["gpu"])) == ("gpu",)
     with pytest.raises(SystemExit):
@@ -267,6 +267,17 @@ def groups() -> dict[str, dict[str, Any]]:
             "rank": {"methods": {"floor, response logits": row(1.0), "16": row(1.5), "64": {"error": "too big"}}},
             "adapters": {"batch": 8, "prompt": 16, "variants": variants},
         },
+        "serving": {
+            bench_serving.KEY: {
+                "requests": 4,
+                "prompt": 16,
+                "new": 2,
+                "seconds": {bench_serving.PLAIN: [2.0], "0": [2.0], "1": [2.05], "512": [2.5]},
+                "load_s": [0.1, 0.05, 0.2],
+                "bytes": 1e6,
+                "disk_bytes": 5e5,
+            }
+        },
     }
 
 
@@ -286,6 +297,8 @@ def test_targets_are_computed_from_the_measurements() -> None:
         (0.9091, False),
         (0.9901, True),
         (300.0, True),
+        (0.9756, True),
+        (0.8, False),
         (None, None),
         (None, None),
     ]

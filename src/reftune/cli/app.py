@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ReftuneError
-from . import chat, demo, generate, show, train
+from . import chat, demo, generate, serve, show, train
 
 __all__ = ["app", "run"]
 
@@ -47,6 +47,12 @@ app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.command("show")(show.show)
+# all that is not known here goes on to the server
+app.command(
+    "serve",
+    add_help_option=False,
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(serve.serve)
 
 
 def run() -> None:

@@ -23,7 +23,7 @@ from ..interventions.base import LowRankIntervention
 from ..interventions.orthonormal import autocast_off
 from ..positions import unit_slices
 from .adapters import AdapterError, AdapterFiles, UnitTensors, check_layers, check_width
-from .plans import Part, Site, Sites, sites_from_wire
+from .plans import Part, Site, Sites, sets_by_length, sites_from_wire
 
 __all__ = ["Affine", "FoldedAdapter", "fold", "fold_adapter", "joined"]
 
@@ -61,8 +61,13 @@ class FoldedAdapter:
 
     @property
     def rank(self) -> int:
-        """The rank of all Φ together at the layer where it is highest."""
-        return max((self.at(layer, None).rank for layer in self.layers), default=0)
+        """The highest rank by which a token is edited at a layer."""
+        sets = frozenset().union(*sets_by_length(self.sites))
+        return max((self._rank_at(layer, parts) for layer in self.layers for parts in sets), default=0)
+
+    def _rank_at(self, layer: int, parts: tuple[Part, ...]) -> int:
+        here = (self.maps.get((layer, p.group, p.unit)) for p in parts if p.site == self.layers[layer])
+        return sum(one.rank for one in here if one is not None)
 
     @property
     def nbytes(self) -> int:
@@ -163,10 +168,10 @@ def _layer_of(path: str, prefix: str, count: int, where: str) -> int:
 
 def _phi(group: ReftGroup, width: int, tensors: UnitTensors) -> Intervention:
     phi = INTERVENTIONS[group.intervention](width, group.options, device="meta")
-    for table in (phi._parameters, phi._buffers):
-        for name in table:
-            value = tensors[name]
-            table[name] = torch.nn.Parameter(value, requires_grad=False) if table is phi._parameters else value
+    for name in phi._parameters:
+        phi._parameters[name] = torch.nn.Parameter(tensors[name], requires_grad=False)
+    for name in phi._buffers:
+        phi._buffers[name] = tensors[name]
     return phi.eval()
 
 

@@ -25,7 +25,7 @@ from ..positions import (
     unit_slices,
 )
 
-__all__ = ["Edit", "Part", "Sites", "block_key", "most_sets", "plan", "sites_from_wire"]
+__all__ = ["Edit", "Part", "Sites", "block_key", "most_sets", "plan", "sets_by_length", "sites_from_wire"]
 
 # Groups of one adapter that edit the same layers, each as (number of the group, positions, tie).
 Site = tuple[tuple[int, str, str], ...]
@@ -86,10 +86,10 @@ def _columns(specs: Sequence[PositionSpec], length: int) -> list[int | None]:
 def _merged(at: dict[int, set[Part]], whole: Sequence[tuple[int, int | None, Part]]) -> tuple[Edit, ...]:
     borders = {border for column in at for border in (column, column + 1)}
     borders |= {border for start, stop, _ in whole for border in (start, stop) if border is not None}
-    ends: list[int | None] = sorted(borders)  # type: ignore[assignment]
+    ends = sorted(borders)
     found: list[Edit] = []
-    for start, stop in zip(ends, [*ends[1:], None], strict=True):
-        assert start is not None
+    for i, start in enumerate(ends):
+        stop = ends[i + 1] if i + 1 < len(ends) else None
         inside = {part for a, b, part in whole if a <= start and (b is None or start < b)}
         parts = tuple(sorted(inside | at.get(start, set())))
         if not parts or start == stop:
@@ -102,12 +102,17 @@ def _merged(at: dict[int, set[Part]], whole: Sequence[tuple[int, int | None, Par
 
 
 @lru_cache(maxsize=2**12)
+def sets_by_length(sites: Sites) -> tuple[frozenset[tuple[Part, ...]], ...]:
+    """The sets of Φ that edit some token, for prompts of each length up to where they stay the same."""
+    spans = [joint_span([parse_positions(text) for _, text, _ in site]).count for site in sites]
+    # above it, nothing is cut off; far above it, no prefix meets a suffix
+    longest = 2 * max(spans, default=0) + 1
+    return tuple(frozenset(edit.parts for edit in plan(sites, n)) for n in range(1, longest + 1))
+
+
 def most_sets(sites: Sites) -> int:
     """How many different sets of Φ a single request can need, whatever the length of its prompt."""
-    spans = [joint_span([parse_positions(text) for _, text, _ in site]).count for site in sites]
-    # above it, nothing is cut off and the sets stay the same; far above it, no prefix meets a suffix
-    longest = 2 * max(spans, default=0) + 1
-    return max(len({edit.parts for edit in plan(sites, n)}) for n in range(1, longest + 1))
+    return max(map(len, sets_by_length(sites)))
 
 
 def block_key(digest: str, edits: Sequence[Edit], start: int, end: int) -> str | None:

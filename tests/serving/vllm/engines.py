@@ -23,6 +23,12 @@ ENVIRONMENT = {
 }
 
 
+# Triton decides it when it is first imported
+needs_interpreter = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="runs in Triton's interpreter: make test-vllm"
+)
+
+
 def prepare() -> None:
     """vLLM reads its environment when it is imported and in the processes that it starts."""
     pytest.importorskip("vllm", reason="needs vLLM: make test-vllm")

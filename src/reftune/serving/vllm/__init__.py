@@ -6,6 +6,8 @@ lora_request=ReftRequest(name, number, folder))`.
 Must not know: training, evaluation.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import os

@@ -3,9 +3,12 @@
 Must not know: workers, weights.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +18,11 @@ from pydantic import BaseModel
 
 from ...errors import ReftuneError
 from ..modules import ReftModule, allowed_path, check_name, parse_modules
+from ..page import attach_page
 from .adapters import Reader
 from .frontend import forget, load_async, reader_of, request_for
 from .registry import Registry
-from .requests import ReftRequest
+from .requests import ReftRequest, Wire
 
 __all__ = ["ReftEndpoints"]
 
@@ -50,7 +54,12 @@ class ReftEndpoints:
         router = APIRouter()
         router.post("/v1/load_reft_adapter")(load_reft_adapter)
         router.post("/v1/unload_reft_adapter")(unload_reft_adapter)
+        router.get("/v1/reft_adapters")(reft_adapters)
         app.include_router(router)
+        args = app.state.args
+        if getattr(args, "ui", False):
+            keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
+            attach_page(app, keys=keys, scheme="https" if args.ssl_certfile else "http")
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Load the adapters of the command line, before the server listens."""
@@ -128,6 +137,14 @@ async def unload_reft_adapter(body: UnloadReftAdapter, raw: Request) -> JSONResp
             del registry[body.reft_name]
         await let_go(state.engine_client, registry, found.digest)
     return JSONResponse({"status": "ok", "name": body.reft_name})
+
+
+async def reft_adapters(raw: Request) -> JSONResponse:
+    """All adapters, and which positions of a prompt they edit."""
+    registry = raw.app.state.openai_serving_models.lora_requests
+    found = [request for request in registry.values() if isinstance(request, ReftRequest)]
+    data = [{"id": request.lora_name, **Wire(request.digest, request.sites).to_wire()} for request in found]
+    return JSONResponse({"object": "list", "data": data})
 
 
 def _refused(state: Any) -> JSONResponse | None:

@@ -5,6 +5,8 @@ It sees every request there is, so it alone knows when none needs an adapter any
 Must not know: names of adapters, the server.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import time
@@ -23,9 +25,9 @@ def install() -> None:
     """Give the core the calls by which adapters come and go."""
     from vllm.v1.engine.core import EngineCore  # noqa: PLC0415 — in processes of vLLM only
 
-    EngineCore.reft_load = reft_load  # type: ignore[attr-defined]
-    EngineCore.reft_unload = reft_unload  # type: ignore[attr-defined]
-    EngineCore.reft_info = reft_info  # type: ignore[attr-defined]
+    EngineCore.reft_load = reft_load
+    EngineCore.reft_unload = reft_unload
+    EngineCore.reft_info = reft_info
 
 
 def _tables(core: Any) -> tuple[set[str], dict[str, float]]:

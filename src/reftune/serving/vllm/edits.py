@@ -6,6 +6,8 @@ that is steered by a table token → slot of a bank, so that graphs can be captu
 Must not know: vLLM's runners.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import logging
@@ -28,12 +30,12 @@ Key = tuple[str, tuple[Part, ...]]
 
 
 class Window(NamedTuple):
-    """What a step computes of one request: `count` tokens from its token `start` on, in batch order."""
+    """What a step computes of one request: its tokens [start, stop), in batch order."""
 
     digest: str | None
     edits: tuple[Edit, ...]
     start: int
-    count: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,13 @@ class Edits:
         offset = 0
         for window in windows:
             if window.digest is not None:
-                stop = window.start + window.count
                 for edit in window.edits:
                     a = max(edit.start, window.start)
-                    b = stop if edit.stop is None else min(edit.stop, stop)
+                    b = window.stop if edit.stop is None else min(edit.stop, window.stop)
                     if a < b:
                         shift = offset - window.start
                         ranges.setdefault((window.digest, edit.parts), []).append((a + shift, b + shift))
-            offset += window.count
+            offset += window.stop - window.start
         if self.bank is not None:
             self.bank.assign({key: found for key, found in ranges.items() if self._maps(key)}, self._maps)
             return

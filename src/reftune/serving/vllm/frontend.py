@@ -3,6 +3,8 @@
 Must not know: HTTP, weights.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import functools
@@ -29,10 +31,10 @@ def install() -> None:
     from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
 
-    EngineArgs.create_engine_config = _configured(EngineArgs.create_engine_config)  # type: ignore[method-assign]
-    InputProcessor.process_inputs = _resolved(InputProcessor.process_inputs)  # type: ignore[method-assign]
-    LLMEngine.add_request = _ensured(LLMEngine.add_request)  # type: ignore[method-assign]
-    AsyncLLM.add_request = _ensured_async(AsyncLLM.add_request)  # type: ignore[method-assign]
+    EngineArgs.create_engine_config = _configured(EngineArgs.create_engine_config)
+    InputProcessor.process_inputs = _resolved(InputProcessor.process_inputs)
+    LLMEngine.add_request = _ensured(LLMEngine.add_request)
+    AsyncLLM.add_request = _ensured_async(AsyncLLM.add_request)
     for mixin in (BeamSearchOfflineMixin, BeamSearchOnlineMixin):
         mixin.beam_search = _without_adapters(mixin.beam_search)
 

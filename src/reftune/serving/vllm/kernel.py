@@ -5,6 +5,8 @@ Nothing in it depends on the host, so that it can be captured in a graph.
 Must not know: how tokens get their slots.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from typing import Any
@@ -70,6 +72,7 @@ def edit_tokens(hidden: Tensor, residual: Tensor | None, token_slot: Tensor, tab
         "BLOCK": min(BLOCK, triton.next_power_of_2(flat.shape[1])),
         "ROWS": triton.next_power_of_2(max(rank, 1)),
     }
-    _edit[(flat.shape[0],)](
+    launch: Any = _edit
+    launch[(flat.shape[0],)](
         flat, other, token_slot, table, flat.shape[1], flat.stride(0), other.stride(0), table.stride(0), **constants
     )

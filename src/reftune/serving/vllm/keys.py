@@ -6,6 +6,8 @@ to the first edit.
 Must not know: weights, workers.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import inspect

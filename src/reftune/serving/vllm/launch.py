@@ -3,6 +3,8 @@
 Must not know: adapters, the engine.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import argparse
@@ -12,7 +14,9 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from ...errors import ReftuneError
 from ..modules import parse_modules
+from ..page import check_page
 from .options import KEY
 
 __all__ = ["serve_vllm"]
@@ -31,7 +35,7 @@ def serve_vllm(arguments: Sequence[str]) -> None:
     """Run the server until it is stopped; `arguments` are those of `vllm serve`, and those of `parser`.
 
     Raises:
-        ReftuneError: an adapter on the command line that cannot be read as one.
+        ReftuneError: an adapter on the command line that cannot be read as one, or no page can be shown.
         SystemExit: arguments that vLLM refuses.
     """
     _allow_plugin()
@@ -54,6 +58,8 @@ def serve_vllm(arguments: Sequence[str]) -> None:
     given = {name: value for name, value in options.items() if value is not None}
     additional = args.additional_config or {}
     args.additional_config = {**additional, KEY: {**additional.get(KEY, {}), **given}}
+    if args.ui:
+        allow_page(args)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
     with tempfile.TemporaryDirectory(prefix="reftune-serve-") as folder:
@@ -75,6 +81,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reft-adapter-folder", action="append", metavar="DIR", help="where adapters may be loaded from at run time"
     )
+    group.add_argument("--ui", action="store_true", help="a chat page at /ui; needs one API process")
+
+
+def allow_page(args: argparse.Namespace) -> None:
+    """What happens on the page is known to one process only, so that there is one.
+
+    Raises:
+        ReftuneError: other arguments stand against the page, or its packages are missing.
+    """
+    check_page()
+    if args.api_server_count not in (None, 1):
+        raise ReftuneError(f"--ui needs one API process, not --api-server-count {args.api_server_count}")
+    if args.headless or args.uds:
+        raise ReftuneError("--ui needs a port that browsers reach; leave --headless and --uds out")
+    # with several engines it would be one for each
+    args.api_server_count = 1
 
 
 def _allow_plugin() -> None:

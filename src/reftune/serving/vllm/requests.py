@@ -3,6 +3,8 @@
 Must not know: weights, models.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -3,6 +3,8 @@
 Must not know: the server, names of adapters.
 """
 
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import logging
@@ -43,9 +45,9 @@ def install() -> None:
         return result
 
     Worker.load_model = loaded
-    WorkerBase.reft_load = reft_load  # type: ignore[attr-defined]
-    WorkerBase.reft_unload = reft_unload  # type: ignore[attr-defined]
-    WorkerBase.reft_info = reft_info  # type: ignore[attr-defined]
+    WorkerBase.reft_load = reft_load
+    WorkerBase.reft_unload = reft_unload
+    WorkerBase.reft_info = reft_info
 
 
 # --- calls from the engine: they must not raise, since other workers' answers would be left unread ------------------
@@ -177,8 +179,8 @@ def watch_second(runner: Any, edits: Edits) -> None:
 
 def _window(wire: Wire | None, length: int, start: int, count: int) -> Window:
     if wire is None:
-        return Window(None, (), start, count)
-    return Window(wire.digest, wire.edits(length), start, count)
+        return Window(None, (), start, start + count)
+    return Window(wire.digest, wire.edits(length), start, start + count)
 
 
 def _after(owner: Any, name: str, told: Callable[..., None]) -> None:

@@ -1,0 +1,251 @@
+"""The routes: requests to rows, and their pieces to replies.
+
+Must not know: how batches are made, how adapters are put on the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+
+from ..adapters import read_adapter
+from ..modules import allowed_path, check_name
+from .engine import Engine
+from .errors import ApiError, install_handlers, timed_out
+from .metrics import Metrics
+from .prompts import PromptReader, read_style
+from .replies import ChatFormat, CompletionFormat, Format, Ticket, collect, events
+from .rows import Row, RowRequest
+from .schemas import (
+    ChatRequest,
+    CompletionRequest,
+    GenerationRequest,
+    LoadRequest,
+    Model,
+    ModelList,
+    UnloadRequest,
+    now,
+)
+from .settings import ServeSettings
+from .stream import EventStream, until_gone
+
+__all__ = ["Service", "make_app"]
+
+router = APIRouter()
+
+
+@dataclass
+class Service:
+    """What the routes work with."""
+
+    settings: ServeSettings
+    engine: Engine
+    reader: PromptReader
+    tokenizer: Any
+    """For the worker thread, not the reader's."""
+    ends: frozenset[int]
+    metrics: Metrics
+    created: int = field(default_factory=now)
+    draining: Any = bool
+    """Whether the server is about to end."""
+    admission: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def adapter_of(self, model: str) -> str | None:
+        """None for the base model.
+
+        Raises:
+            ApiError: nothing of this name is served.
+        """
+        if model == self.settings.base_name:
+            return None
+        if self.engine.bank.find(model) is None:
+            raise not_found(model)
+        return model
+
+    def token_text(self, token: int) -> str:
+        return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
+
+
+def make_app(service: Service) -> FastAPI:
+    # no pages of documentation: they load their scripts from elsewhere
+    app = FastAPI(title="reftune", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.service = service
+    app.include_router(router)
+    install_handlers(app)
+    return app
+
+
+def service_of(request: Request) -> Service:
+    return request.app.state.service
+
+
+def not_found(model: str) -> ApiError:
+    return ApiError(404, f"the model {model!a} does not exist", code="model_not_found", param="model")
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+@router.post("/v1/chat/completions")
+async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    service = service_of(request)
+    service.adapter_of(body.model)
+    entry = service.engine.bank.find(body.model)
+    turns = [message.as_turn() for message in body.messages]
+    prompt = await asyncio.to_thread(service.reader.chat, turns, entry.style if entry is not None else None)
+    limit = body.max_completion_tokens or body.max_tokens
+    form = ChatFormat(body.model, service.token_text, logprobs=body.reported is not None)
+    return await answer(service, request, body, form, [prompt], limit)
+
+
+@router.post("/v1/completions")
+async def completions(body: CompletionRequest, request: Request) -> Response:
+    service = service_of(request)
+    service.adapter_of(body.model)
+    if not body.prompts:
+        raise ApiError(400, "prompt is empty", param="prompt")
+
+    def read() -> list[list[int]]:
+        reader = service.reader
+        return [reader.text(p) if isinstance(p, str) else reader.tokens(p) for p in body.prompts]
+
+    form = CompletionFormat(body.model, service.token_text, logprobs=body.reported is not None)
+    return await answer(service, request, body, form, await asyncio.to_thread(read), body.max_tokens or 16)
+
+
+async def answer(
+    service: Service,
+    request: Request,
+    body: GenerationRequest,
+    form: Format,
+    prompts: list[list[int]],
+    max_tokens: int | None,
+) -> Response:
+    """Queue the rows of a request and reply with what comes of them."""
+    ticket = Ticket(timeout=service.settings.request_timeout)
+    count = body.n or 1
+    if len(prompts) * count > service.settings.max_queue:
+        # before they are made
+        raise ApiError(400, f"{len(prompts) * count} answers at once; at most {service.settings.max_queue}", param="n")
+    ends = frozenset(body.stop_token_ids or ()) | (frozenset() if body.ignore_eos else service.ends)
+    continues = isinstance(form, CompletionFormat)
+    for prompt in prompts:
+        room = service.reader.room(prompt, max_tokens)
+        for i in range(count):
+            sampling = body.sampling(i, vocabulary=service.reader.vocabulary)
+            asked = RowRequest(prompt, room, sampling, body.stops, ends, continues)
+            listener = ticket.listener(len(ticket.rows))
+            ticket.rows.append(Row(asked, service.tokenizer, listener, streams=bool(body.stream)))
+    began = time.monotonic()
+    service.engine.submit(ticket.rows, service.adapter_of(body.model))
+    prompt_tokens = sum(map(len, prompts))
+    if body.stream:
+        chunks = events(ticket, form, prompt_tokens=prompt_tokens, include_usage=body.include_usage)
+        return EventStream(timed(chunks, service, began), on_gone=ticket.cancel)
+    watch = asyncio.create_task(until_gone(request.receive, ticket.cancel))
+    try:
+        reply = await collect(ticket, form, prompt_tokens=prompt_tokens)
+    finally:
+        watch.cancel()
+    return JSONResponse(reply.model_dump())
+
+
+async def timed(chunks: AsyncIterator[dict[str, Any]], service: Service, began: float) -> AsyncIterator[dict[str, Any]]:
+    """The same chunks; the first is noted."""
+    first = True
+    async for chunk in chunks:
+        if first:
+            service.metrics.first_piece(time.monotonic() - began)
+            first = False
+        yield chunk
+
+
+# --- models -----------------------------------------------------------------------------------------------------------
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> ModelList:
+    return ModelList(data=list(_models(service_of(request))))
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, request: Request) -> Model:
+    for found in _models(service_of(request)):
+        if found.id == name:
+            return found
+    raise not_found(name)
+
+
+def _models(service: Service) -> Any:
+    base, length = service.settings.base_name, service.reader.limit
+    yield Model(id=base, created=service.created, root=service.settings.model, max_model_len=length)
+    for entry in service.engine.bank:
+        yield Model(id=entry.name, created=entry.created, root=entry.path, parent=base, max_model_len=length)
+
+
+@router.post("/v1/load_reft_adapter")
+async def load_reft_adapter(body: LoadRequest, request: Request) -> Response:
+    service = runtime_loading(request)
+    check_name(body.reft_name, base_names=(service.settings.base_name,))
+    if not body.load_inplace and service.engine.bank.find(body.reft_name) is not None:
+        raise ApiError(
+            400, f"the adapter {body.reft_name!r} is loaded already; load_inplace=true exchanges it", param="reft_name"
+        )
+
+    def read() -> tuple[Any, Any]:
+        folder: Path = allowed_path(body.reft_path, service.settings.allowed_folders)
+        return read_adapter(folder, limit=service.settings.max_adapter_bytes), read_style(folder)
+
+    # one at a time: each may take as much memory as max_adapter_bytes
+    async with service.admission:
+        files, style = await asyncio.to_thread(read)
+        loading = service.engine.load(body.reft_name, files, style=style, replace=body.load_inplace)
+        await in_time(loading, service.settings.request_timeout)
+    return PlainTextResponse(f"Success: ReFT adapter '{body.reft_name}' added successfully.")
+
+
+@router.post("/v1/unload_reft_adapter")
+async def unload_reft_adapter(body: UnloadRequest, request: Request) -> Response:
+    service = runtime_loading(request)
+    if service.engine.bank.find(body.reft_name) is None:
+        raise not_found(body.reft_name)
+    await in_time(service.engine.unload(body.reft_name), service.settings.request_timeout)
+    return PlainTextResponse(f"Success: ReFT adapter '{body.reft_name}' removed successfully.")
+
+
+def runtime_loading(request: Request) -> Service:
+    service = service_of(request)
+    if not service.settings.allow_runtime_loading:
+        raise ApiError(404, "adapters are not loaded at run time here; the server must be started to allow it")
+    return service
+
+
+async def in_time(future: Any, seconds: float) -> None:
+    """The result of the worker's; it goes on where nobody waits any more."""
+    try:
+        await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), seconds)
+    except (asyncio.TimeoutError, TimeoutError) as error:
+        raise timed_out(seconds) from error
+
+
+# --- the server itself ------------------------------------------------------------------------------------------------
+
+
+@router.get("/health")
+async def health(request: Request) -> Response:
+    service = service_of(request)
+    is_well = service.engine.alive and not service.draining()
+    return Response(status_code=200 if is_well else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: Request) -> Response:
+    page, kind = service_of(request).metrics.page()
+    return Response(page, media_type=kind)
