@@ -315,11 +315,13 @@ def test_an_open_page_does_not_hold_the_end(base: Path, visit: Callable[..., Vis
             running.brake.hold()
             visitor.ask(QUESTION, tokens=30)
             running.brake.wait_until_held()
-        running.server.drain("test")
-        running.brake.release()
-        if is_asked:
-            # what runs is finished, and shown
+            running.server.drain("test")
+            # what is asked now is refused, what runs is finished, and both are shown
+            other = visit(running.url)
+            other.wait(lambda: other.text("models") == "[the server is stopping]", "it is not told")
+            running.brake.release()
             visitor.wait(lambda: visitor.answers[0] == wanted, "the answer was cut off")
+        running.server.drain("test")
         visitor.wait(lambda: not running.server.started or not running.server.servers[0].is_serving(), "it goes on")
 
 

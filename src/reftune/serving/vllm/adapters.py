@@ -1,4 +1,4 @@
-"""Adapters as a server process knows them: files read, checked and folded, once for each content of a folder.
+"""Adapters as a server process knows them: files read, checked and folded; and what was read before.
 
 Must not know: the engine, HTTP.
 """
@@ -6,8 +6,6 @@ Must not know: the engine, HTTP.
 from __future__ import annotations
 
 import os
-import threading
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +14,15 @@ from ..folded import FoldedAdapter, fold_adapter
 from ..plans import most_sets
 from .architectures import ARCHITECTURES
 from .options import Options
+from .requests import Wire
 
 __all__ = ["Reader"]
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
-KEPT = 64
 
 
 class Reader:
-    """Reads adapters for one model.  Safe to use from several threads."""
+    """Reads adapters for one model."""
 
     def __init__(self, config: Any, options: Options) -> None:
         text = config.model_config.hf_text_config
@@ -36,25 +34,21 @@ class Reader:
             1, (options.slots or 2 * config.scheduler_config.max_num_seqs) // config.scheduler_config.max_num_seqs
         )
         self.on_cpu = config.device_config.device_type == "cpu"
-        self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Any, ...], FoldedAdapter] = OrderedDict()
+        self._known: dict[tuple[Any, ...], Wire] = {}
+
+    def known(self, path: str) -> Wire | None:
+        """What was read of a folder before, as long as its files stay as they are."""
+        return self._known.get(_stamp(path))
 
     def read(self, path: str) -> FoldedAdapter:
-        """The adapter in a folder; what was read before is not read again while its files stay as they are.
+        """The adapter in a folder.
 
         Raises:
             AdapterError: it cannot be served; the message says why.
         """
         stamp = _stamp(path)
-        with self._lock:
-            if stamp in self._kept:
-                self._kept.move_to_end(stamp)
-                return self._kept[stamp]
         found = self._checked(path)
-        with self._lock:
-            self._kept[stamp] = found
-            while len(self._kept) > KEPT:
-                self._kept.popitem(last=False)
+        self._known[stamp] = Wire(found.digest, found.sites)
         return found
 
     def _checked(self, path: str) -> FoldedAdapter:

@@ -90,7 +90,7 @@ async def add(engine: Any, registry: Registry, reader: Reader, module: ReftModul
     with registry.changing():
         before = dict.get(registry, module.name)
         number = registry.next_number() if before is None else before.lora_int_id
-        registry[module.name] = request_for(module.name, number, module.path, adapter)
+        registry[module.name] = request_for(module.name, number, module.path, Wire(adapter.digest, adapter.sites))
     if isinstance(before, ReftRequest) and before.digest != adapter.digest:
         await let_go(engine, registry, before.digest)
 

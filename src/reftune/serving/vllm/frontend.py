@@ -116,10 +116,12 @@ def _ensured_async(own: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
         request = given.arguments.get("lora_request")
         if isinstance(request, ReftRequest) and not request.digest:
-            adapter = _read(self, request)
-            if _unknown(self, adapter.digest):
+            wire = _known(self, request)
+            if wire is None:
+                adapter = _read(self, request)
                 await load_async(self, adapter)
-            given.arguments["lora_request"] = _named(request, adapter)
+                wire = Wire(adapter.digest, adapter.sites)
+            given.arguments["lora_request"] = _named(request, wire)
         return await own(*given.args, **given.kwargs)
 
     return add_request
@@ -133,12 +135,12 @@ def ready(engine: Any, request: ReftRequest) -> ReftRequest:
     """
     if request.digest:
         return request
-    adapter = _read(engine, request)
-    if _unknown(engine, adapter.digest):
-        core = engine.engine_core
+    wire = _known(engine, request)
+    if wire is None:
+        adapter = _read(engine, request)
+        core, content = engine.engine_core, adapter.to_bytes()
         # without processes of its own, the core is right here
         call = getattr(core, "call_utility", None)
-        content = adapter.to_bytes()
         if call is not None:
             problem = call("reft_load", adapter.digest, content)
         else:
@@ -146,7 +148,8 @@ def ready(engine: Any, request: ReftRequest) -> ReftRequest:
         if problem:
             raise _error(problem, "lora_request")
         _loaded(engine).add(adapter.digest)
-    return _named(request, adapter)
+        wire = Wire(adapter.digest, adapter.sites)
+    return _named(request, wire)
 
 
 async def load_async(engine: Any, adapter: FoldedAdapter) -> None:
@@ -174,9 +177,9 @@ async def forget(engine: Any, digest: str) -> None:
     await getattr(core, "call_utility_all_async", core.call_utility_async)("reft_unload", digest)
 
 
-def request_for(name: str, number: int, path: str, adapter: FoldedAdapter) -> ReftRequest:
+def request_for(name: str, number: int, path: str, wire: Wire) -> ReftRequest:
     """The request for an adapter that is loaded."""
-    return ReftRequest(lora_name=name, lora_int_id=number, lora_path=path, digest=adapter.digest, sites=adapter.sites)
+    return ReftRequest(lora_name=name, lora_int_id=number, lora_path=path, digest=wire.digest, sites=wire.sites)
 
 
 def refusal_of(config: Any) -> str | None:
@@ -212,17 +215,22 @@ def _read(engine: Any, request: ReftRequest) -> FoldedAdapter:
         raise _error(str(error), "lora_request") from error
 
 
-def _named(request: ReftRequest, adapter: FoldedAdapter) -> ReftRequest:
-    return request_for(request.lora_name, request.lora_int_id, request.lora_path, adapter)
+def _named(request: ReftRequest, wire: Wire) -> ReftRequest:
+    return request_for(request.lora_name, request.lora_int_id, request.lora_path, wire)
+
+
+def _known(engine: Any, request: ReftRequest) -> Wire | None:
+    """What a request's adapter edits, if it is loaded and its files are as they were."""
+    try:
+        found = reader_of(engine).known(request.lora_path)
+    except AdapterError as error:
+        raise _error(str(error), "lora_request") from error
+    return found if found is not None and found.digest in _loaded(engine) else None
 
 
 def _loaded(engine: Any) -> set[str]:
     """Digests of the adapters that this process had the engine load."""
     return engine.__dict__.setdefault("_reftune_loaded", set())
-
-
-def _unknown(engine: Any, digest: str) -> bool:
-    return digest not in _loaded(engine)
 
 
 def _without_adapters(own: Any) -> Any:
