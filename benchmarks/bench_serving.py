@@ -15,7 +15,7 @@ from .tables import table
 TITLE = "Serving with vLLM"
 KEY = "throughput"
 COUNTS = (1, 8, 64, 512)
-REQUESTS, PROMPT, NEW, RANK = 64, 128, 32, 4
+REQUESTS, PROMPT, NEW, RANK = 32, 128, 32, 4
 ROUNDS = 5
 PLAIN = "vLLM alone"
 

@@ -93,10 +93,10 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as into:
         paths = save_adapters(folder, Path(into), max(counts), request["rank"])
         gc.collect()
+        served = engine(folder, request["requests"], length)
+        # from now on, for the processes of the engine that is started next
         os.environ["REFTUNE_VLLM"] = "0"
         plain = engine(folder, request["requests"], length)
-        del os.environ["REFTUNE_VLLM"]
-        served = engine(folder, request["requests"], length)
         adapters = [ReftRequest(f"a{i}", i + 1, path) for i, path in enumerate(paths)]
         result: dict[str, Any] = {"seconds": {PLAIN: []}, **loading(served, adapters, paths)}
         result["seconds"].update({str(count): [] for count in [0, *counts]})

@@ -6,20 +6,29 @@ import argparse
 import asyncio
 import base64
 import importlib.util
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 from transformers.convert_slow_tokenizer import bytes_to_unicode
+from typer.testing import CliRunner
 
+from reftune.cli.app import app
 from reftune.errors import MissingExtraError, ReftuneError
+from reftune.serving import read_adapter
+from reftune.serving.embedded import ServeSettings
+from reftune.serving.folded import fold_adapter
 from reftune.serving.page import attach_page
 from reftune.serving.page.asks import Question, Server, Unanswered, side_by_side
 from reftune.serving.page.gate import PageGate
 from reftune.serving.page.marks import marked_tokens, summary, token_text
+from reftune.serving.plans import sites_from_wire
 from reftune.serving.vllm.launch import add_arguments, allow_page
+from tests.serving.embedded.conftest import serving
+from tests.serving.folders import KINDS, save_adapters, save_text_base
 
 # --- marks ------------------------------------------------------------------------------------------------------------
 
@@ -211,6 +220,70 @@ def test_there_is_no_websocket() -> None:
     gate = PageGate(echo, path="/ui", keys=())
     asyncio.run(gate({"type": "websocket", "path": "/ui/queue/join", "headers": []}, None, send))
     assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+# --- what the embedded server says ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("page")
+    save_text_base(folder / "base")
+    kinds = {name: KINDS[name] for name in ("loreft", "two", "head")}
+    return {"base": folder / "base", **save_adapters(folder, kinds)}
+
+
+@pytest.fixture(scope="module")
+def url(folders: dict[str, Path]) -> Iterator[str]:
+    with serving(folders["base"], {name: path for name, path in folders.items() if name != "base"}) as running:
+        yield running.url
+
+
+def test_adapters_are_told_with_what_they_edit(url: str, folders: dict[str, Path]) -> None:
+    found = {one["id"]: one for one in httpx.get(f"{url}/v1/reft_adapters").json()["data"]}
+    assert list(found) == ["loreft", "two", "head"]
+    for name in ("loreft", "two"):
+        # as it is folded for vLLM, where it is another code that finds out
+        folded = fold_adapter(read_adapter(folders[name]), layers=2, width=32, prefix="model.layers")
+        told = found[name]
+        assert told["digest"] == folded.digest and sites_from_wire(told["sites"]) == folded.sites
+        assert {layer: i for i, layers in enumerate(told["layers"]) for layer in layers} == folded.layers
+    assert found["two"]["groups"][0] == {
+        "positions": "f2",
+        "layers": [0],
+        "component": "block_output",
+        "intervention": "loreft",
+        "r": 2,
+    }
+    assert found["head"]["sites"] == [[[0, "l3", "all"]]] and found["head"]["layers"] == [[0, 1]]
+
+
+def test_tokens_are_those_of_the_request(url: str) -> None:
+    def ask_for(**body: Any) -> httpx.Response:
+        return httpx.post(f"{url}/tokenize", json={"model": "loreft", **body})
+
+    messages = [{"role": "user", "content": "w1 w2 w9"}]
+    chat = ask_for(messages=messages, return_token_strs=True, add_generation_prompt=True).json()
+    assert chat["token_strs"] == ["<user>", "w1", "w2", "w9", "<assistant>"] and chat["count"] == 5
+    assert ask_for(prompt="w1 w2").json() == {"count": 2, "max_model_len": 2048, "tokens": [8, 9], "token_strs": None}
+    body = {"model": "loreft", "messages": messages, "max_tokens": 1}
+    usage = httpx.post(f"{url}/v1/chat/completions", json=body).json()["usage"]
+    assert usage["prompt_tokens"] == chat["count"]
+    assert ask_for().status_code == ask_for(prompt="w1", messages=messages).status_code == 400
+    assert ask_for(prompt="w1", add_generation_prompt=False).status_code == 400
+    assert ask_for(model="none", prompt="w1").status_code == 404
+
+
+def test_there_is_no_page_unless_it_is_asked_for(url: str) -> None:
+    assert httpx.get(f"{url}/ui").status_code == httpx.get(f"{url}/ui/").status_code == 404
+
+
+def test_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[ServeSettings] = []
+    monkeypatch.setattr("reftune.serving.embedded.serve_embedded", settings.append)
+    for words in (["my-model"], ["my-model", "--ui"]):
+        assert CliRunner().invoke(app, ["serve", "--backend", "transformers", *words]).exit_code == 0
+    assert [given.ui for given in settings] == [False, True]
 
 
 # --- what it needs ----------------------------------------------------------------------------------------------------

@@ -78,6 +78,7 @@ def _serve_transformers(arguments: Sequence[str]) -> None:
             given.model,
             tuple(parse_modules(texts, base_names=[base])),
             allow_runtime_loading=given.reft_allow_runtime_loading,
+            ui=given.ui,
             allowed_folders=tuple(Path(folder) for folder in given.reft_adapter_folder or []),
             **{name: value for name, value in chosen.items() if value is not None},
         )
@@ -108,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where adapters may be loaded from at run time; may be repeated",
     )
+    add("--ui", action="store_true", help="a chat page at /ui")
     return parser
 
 

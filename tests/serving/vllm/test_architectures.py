@@ -48,7 +48,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Glm4ForCausalLM": ("Glm4Config", {}),
     "NemotronForCausalLM": ("NemotronConfig", {}),
     "CohereForCausalLM": ("CohereConfig", {}),
-    "Cohere2ForCausalLM": ("Cohere2Config", {"sliding_window": 64}),
+    # with shorter windows vLLM and transformers differ on the base model too
+    "Cohere2ForCausalLM": ("Cohere2Config", {"sliding_window": 512}),
     "StableLmForCausalLM": ("StableLmConfig", {}),
     "GraniteForCausalLM": ("GraniteConfig", {"residual_multiplier": 0.5, "embedding_multiplier": 2.0}),
     "GPT2LMHeadModel": ("GPT2Config", OLD),
@@ -57,8 +58,8 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BloomForCausalLM": ("BloomConfig", {"n_layer": 3, "n_head": 2}),
     "OPTForCausalLM": ("OPTConfig", {"ffn_dim": 128, "word_embed_proj_dim": 64}),
 }
-# one of each form and path in every run; the others take five minutes
-QUICK = ("Gemma3ForCausalLM", "GPT2LMHeadModel", "CohereForCausalLM", "OPTForCausalLM")
+# one of each form in every run, Llama being in all other tests; the others take ten minutes
+QUICK = ("GPT2LMHeadModel", "CohereForCausalLM")
 POSITIONS = {"all-layers": "f2+l3", "prompt": "prompt", "all": "all"}
 
 
@@ -71,7 +72,9 @@ def test_architecture(name: str, tmp_path: Path) -> None:
     prepare()
     kind, more = MODELS[name]
     torch.manual_seed(0)
-    config = getattr(tf, kind)(**{**SIZES, **more})
+    # Falcon works its own out
+    sizes = {key: value for key, value in SIZES.items() if (name, key) != ("FalconForCausalLM", "head_dim")}
+    config = getattr(tf, kind)(**{**sizes, **more})
     base = tf.AutoModelForCausalLM.from_config(config).eval()
     assert type(base).__name__ == name
     with torch.no_grad():

@@ -128,6 +128,6 @@ def test_without_our_keys_answers_are_wrong(world: World, monkeypatch: pytest.Mo
 def test_several_workers(world: World, parallel: dict[str, Any]) -> None:
     llm = engine(world, **parallel)
     try:
-        assert wrong(llm, world, mixed_requests(world.names, count=60, seed=5)) == []
+        assert wrong(llm, world, mixed_requests(world.names, count=REQUESTS, seed=5)) == []
     finally:
         close(llm)

@@ -1,9 +1,9 @@
 """The OpenAI API on transformers alone, for machines without vLLM: many ReFT adapters in each batch.
 
 `settings` (what can be chosen), `text` (tokens to text, stop strings), `sampling` (a token for each row), `rows` (one
-answer in the making), `bank` (adapters on the model), `engine` (queue, batches, the thread that runs them), `prompts`
-(messages to tokens), `schemas`, `replies`, `api`, `gate` (limits, key), `metrics`, `server`.  FastAPI, uvicorn and
-prometheus-client are in the extra `serve`; this module imports none of them.
+answer in the making), `bank` (adapters on the model), `edits` (what they edit), `engine` (queue, batches, the thread
+that runs them), `prompts` (messages to tokens), `schemas`, `replies`, `api`, `gate` (limits, key), `metrics`, `server`.
+FastAPI, uvicorn and prometheus-client are in the extra `serve`; this module imports none of them.
 
 Must not know: training, the command line, vLLM.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib.util
 
 from ...errors import MissingExtraError
+from ..page import check_page
 from .settings import ServeSettings
 
 __all__ = ["ServeSettings", "serve_embedded"]
@@ -22,12 +23,14 @@ def serve_embedded(settings: ServeSettings) -> None:
     """Load the model and its adapters, answer requests until SIGTERM or SIGINT, finish what runs, and return.
 
     Raises:
-        MissingExtraError: FastAPI, uvicorn or prometheus-client are not installed.
+        MissingExtraError: FastAPI, uvicorn or prometheus-client are not installed, or what the page needs.
         ReftuneError: the model or an adapter cannot be loaded.
     """
     for module, package in (("fastapi", "fastapi"), ("uvicorn", "uvicorn"), ("prometheus_client", "prometheus-client")):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, extra="serve")
+    if settings.ui:
+        check_page()
     from .server import run  # noqa: PLC0415 — only now is it known that the extra is there
 
     run(settings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from ..adapters import read_adapter
 from ..modules import allowed_path, check_name
+from ..page import attach_page
 from .engine import Engine
 from .errors import ApiError, install_handlers, timed_out
 from .metrics import Metrics
@@ -30,6 +31,8 @@ from .schemas import (
     LoadRequest,
     Model,
     ModelList,
+    TokenizeRequest,
+    TokenReply,
     UnloadRequest,
     now,
 )
@@ -79,6 +82,9 @@ def make_app(service: Service) -> FastAPI:
     app.state.service = service
     app.include_router(router)
     install_handlers(app)
+    if service.settings.ui:
+        key = service.settings.api_key
+        attach_page(app, keys=() if key is None else (key,))
     return app
 
 
@@ -157,6 +163,23 @@ async def answer(
     return JSONResponse(reply.model_dump())
 
 
+@router.post("/tokenize")
+async def tokenize(body: TokenizeRequest, request: Request) -> TokenReply:
+    """The tokens of the prompt that this model would be given."""
+    service = service_of(request)
+    service.adapter_of(body.model)
+    entry = service.engine.bank.find(body.model)
+
+    def read() -> list[int]:
+        if body.messages is None:
+            return service.reader.text(body.prompt or "")
+        return service.reader.chat([m.as_turn() for m in body.messages], entry.style if entry is not None else None)
+
+    tokens = await asyncio.to_thread(read)
+    texts = [str(text) for text in service.tokenizer.convert_ids_to_tokens(tokens)] if body.return_token_strs else None
+    return TokenReply(count=len(tokens), max_model_len=service.reader.limit, tokens=tokens, token_strs=texts)
+
+
 async def timed(chunks: AsyncIterator[dict[str, Any]], service: Service, began: float) -> AsyncIterator[dict[str, Any]]:
     """The same chunks; the first is noted."""
     first = True
@@ -188,6 +211,13 @@ def _models(service: Service) -> Any:
     yield Model(id=base, created=service.created, root=service.settings.model, max_model_len=length)
     for entry in service.engine.bank:
         yield Model(id=entry.name, created=entry.created, root=entry.path, parent=base, max_model_len=length)
+
+
+@router.get("/v1/reft_adapters")
+async def reft_adapters(request: Request) -> dict[str, Any]:
+    """All adapters, and what they edit."""
+    entries = service_of(request).engine.bank
+    return {"object": "list", "data": [{"id": e.name, "digest": e.digest, **asdict(e.edits)} for e in entries]}
 
 
 @router.post("/v1/load_reft_adapter")

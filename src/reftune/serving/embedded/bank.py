@@ -22,6 +22,7 @@ from torch import nn
 
 from ...errors import ReftuneError
 from ..adapters import AdapterError, AdapterFiles, check_layers, check_width
+from .edits import Edits, edits_of
 
 __all__ = ["BASE", "AdapterBank", "Entry"]
 
@@ -37,6 +38,7 @@ class Entry:
     slot: str
     digest: str
     style: Any = None
+    edits: Edits = field(default_factory=Edits)
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
     retired: bool = False
@@ -93,7 +95,8 @@ class AdapterBank:
         except BaseException:
             self._free.append(slot)
             raise
-        entry = Entry(name, str(files.path), slot, files.digest, style)
+        assert self.adapted is not None
+        entry = Entry(name, str(files.path), slot, files.digest, style, edits_of(self.adapted, slot))
         with self._lock:
             self._entries[name] = entry
             self._retire(old)

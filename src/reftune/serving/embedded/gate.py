@@ -34,12 +34,15 @@ class Gate:
         max_body_bytes: int,
         body_timeout: float,
         on_done: Callable[[str, int, float], None],
+        page: str | None = None,
     ) -> None:
+        """`page`: below this path, others ask for the key."""
         self.app = app
         self.key = None if api_key is None else api_key.encode()
         self.max_body_bytes = max_body_bytes
         self.body_timeout = body_timeout
         self.on_done = on_done
+        self.page = page
         self.in_flight = 0
         self.draining = False
 
@@ -65,7 +68,8 @@ class Gate:
     async def _pass(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             self._check_key(scope)
-            if self.draining and scope["path"] not in ANSWERED_TO_THE_END:
+            # the page tells what was asked before; what it asks from now on is refused as all else
+            if self.draining and scope["path"] not in ANSWERED_TO_THE_END and not self._is_page(scope):
                 raise ApiError(503, "the server is stopping", code="stopping", headers={"Connection": "close"})
             body = await asyncio.wait_for(self._body(receive), self.body_timeout)
         except ApiError as error:
@@ -77,8 +81,11 @@ class Gate:
             if body is not None:
                 await self.app(scope, _again(body, receive), send)
 
+    def _is_page(self, scope: Any) -> bool:
+        return self.page is not None and f"{scope['path']}/".startswith(f"{self.page}/")
+
     def _check_key(self, scope: Any) -> None:
-        if self.key is None or scope["path"] in OPEN:
+        if self.key is None or scope["path"] in OPEN or self._is_page(scope):
             return
         given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
         scheme, _, token = given.partition(b" ")

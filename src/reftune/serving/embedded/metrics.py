@@ -23,7 +23,9 @@ PATHS = frozenset(
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/load_reft_adapter",
+        "/tokenize",
         "/v1/models",
+        "/v1/reft_adapters",
         "/v1/unload_reft_adapter",
     }
 )

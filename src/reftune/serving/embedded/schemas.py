@@ -27,6 +27,8 @@ __all__ = [
     "LoadRequest",
     "Model",
     "ModelList",
+    "TokenReply",
+    "TokenizeRequest",
     "UnloadRequest",
     "Usage",
 ]
@@ -202,6 +204,21 @@ class CompletionRequest(GenerationRequest):
         return self.prompt  # type: ignore[return-value]
 
 
+class TokenizeRequest(Request):
+    """As vLLM's."""
+
+    model: str
+    prompt: str | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    return_token_strs: bool | None = None
+
+    @model_validator(mode="after")
+    def one_of_both(self) -> TokenizeRequest:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError("either prompt or messages is needed")
+        return self
+
+
 class LoadRequest(Request):
     reft_name: str
     reft_path: str
@@ -243,6 +260,13 @@ class ChatChunk(Reply):
 
 class CompletionReply(Reply):
     object: Literal["text_completion"] = "text_completion"
+
+
+class TokenReply(BaseModel):
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None = None
 
 
 class Model(BaseModel):

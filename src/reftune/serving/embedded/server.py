@@ -20,6 +20,7 @@ from ...errors import ReftuneError
 from ...models import HUB_NAME, load_base
 from ..adapters import read_adapter
 from ..modules import FILES, ReftModule
+from ..page import PATH
 from .api import Service, make_app
 from .bank import load_to
 from .engine import Engine, EngineOptions
@@ -45,11 +46,17 @@ class EmbeddedServer(uvicorn.Server):
             max_body_bytes=settings.max_body_bytes,
             body_timeout=settings.request_timeout,
             on_done=service.metrics.request,
+            page=PATH if settings.ui else None,
         )
         service.draining = lambda: self.gate.draining
         super().__init__(
             uvicorn.Config(
-                self.gate, host=settings.host, port=settings.port, log_level=settings.log_level, lifespan="off"
+                self.gate,
+                host=settings.host,
+                port=settings.port,
+                log_level=settings.log_level,
+                # the page's events are handled by tasks that begin with it
+                lifespan="on" if settings.ui else "off",
             )
         )
 

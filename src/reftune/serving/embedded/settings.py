@@ -59,6 +59,8 @@ class ServeSettings:
     """Where adapters that are loaded by requests may lie."""
     max_adapters: int = 512
     max_adapter_bytes: int = WEIGHTS_LIMIT
+    ui: bool = False
+    """Whether there is a chat page, at /ui."""
     log_level: str = "info"
 
     def __post_init__(self) -> None:

@@ -108,8 +108,8 @@ class Page:
         except Unanswered as error:
             return gr.skip(), f"[{error}]"
         value = chosen if chosen in adapters else next(iter(adapters), None)
-        words = f"base model {base}; " + (f"{len(adapters)} adapters" if adapters else "no adapters are loaded")
-        return gr.Dropdown(choices=adapters, value=value), words
+        count = f"{len(adapters)} adapter{'s' if len(adapters) > 1 else ''}" if adapters else "no adapters are loaded"
+        return gr.Dropdown(choices=adapters, value=value), f"base model {base}; {count}"
 
     async def answered(
         self, adapter: str | None, prompt: str, kind: str, tokens: float | None, heat: float | None, request: gr.Request
