@@ -108,12 +108,14 @@ class Visitor:
 
     def marks(self) -> list[tuple[str, str | None]]:
         """Each token, and what the legend says of its colour."""
-        colour = "e => e.style.backgroundColor"
-        legend = self.page.locator("#tokens .legend-item")
-        words = {item.evaluate(colour): item.inner_text() for item in legend.all()}
-        assert len(words) == legend.count(), "two marks look the same"
-        tokens = self.page.locator("#tokens .token").all()
-        return [(token.inner_text().strip(), words.get(token.evaluate(colour))) for token in tokens]
+        # at one moment: the page may be about to change
+        legend, tokens = self.page.evaluate(
+            """[".legend-item", ".token"].map(kind => [...document.querySelectorAll("#tokens " + kind)]
+               .map(e => [e.style.backgroundColor, e.innerText.trim()]))"""
+        )
+        words = dict(legend)
+        assert len(words) == len(legend), "two marks look the same"
+        return [(text, words.get(colour)) for colour, text in tokens]
 
 
 @pytest.fixture
@@ -184,10 +186,10 @@ def test_answers_are_those_of_the_api(running: Running, visit: Callable[..., Vis
 def test_marks_name_positions_and_layers(running: Running, visit: Callable[..., Visitor]) -> None:
     visitor = visit(running.url)
     visitor.choose("two")
-    visitor.ask("w1 w2")
-    visitor.wait(lambda: len(visitor.marks()) == 4, "no tokens")
     first, last = "f2, layers 0", "l1, layers 1"
-    assert visitor.marks() == [("<user>", first), ("w1", first), ("w2", None), ("<assistant>", last)]
+    wanted = [("<user>", first), ("w1", first), ("w2", None), ("<assistant>", last)]
+    visitor.ask("w1 w2")
+    visitor.wait(lambda: visitor.marks() == wanted, "other marks")
     assert visitor.text("note") == "3 of 4 prompt tokens are edited, and none of the answer"
 
 

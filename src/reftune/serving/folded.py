@@ -110,6 +110,8 @@ class FoldedAdapter:
 
 def joined(maps: list[Affine]) -> Affine:
     """The sum of affine maps as one."""
+    if len(maps) == 1:
+        return maps[0]
     ranked = [one for one in maps if one.A is not None]
     A = torch.cat([one.A for one in ranked if one.A is not None]) if ranked else None
     B = torch.cat([one.B for one in ranked if one.B is not None]) if ranked else None
