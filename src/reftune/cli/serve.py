@@ -68,7 +68,10 @@ def _serve_transformers(arguments: Sequence[str]) -> None:
         "device": given.device,
         "max_model_len": given.max_model_len,
         "max_batch_size": given.max_num_seqs,
+        "max_batch_tokens": given.max_num_batched_tokens,
         "max_queue": given.max_queue,
+        "max_body_bytes": given.max_body_bytes,
+        "log_level": given.uvicorn_log_level,
         "request_timeout": given.request_timeout,
         "max_adapters": given.reft_max_adapters,
         "api_key": given.api_key,
@@ -99,8 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", help="auto, cpu, cuda, … (default: a GPU if there is one)")
     add("--max-model-len", type=int, help="most tokens of prompt and answer together")
     add("--max-num-seqs", type=int, help="most sequences that are generated together")
+    add("--max-num-batched-tokens", type=int, help="most tokens of a batch when it begins, padding counted")
     add("--max-queue", type=int, help="most sequences that wait; more are answered 429")
     add("--request-timeout", type=float, help="seconds until a request is answered 504")
+    add("--max-body-bytes", type=int, help="longest request; a longer one is answered 413")
+    add("--uvicorn-log-level", help="debug, info, warning, error")
     add("--reft-max-adapters", type=int, help="most adapters that are loaded")
     add("--reft-allow-runtime-loading", action="store_true", help="routes that load and unload adapters")
     add(
