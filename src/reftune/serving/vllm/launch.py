@@ -17,6 +17,7 @@ from pathlib import Path
 from ...errors import ReftuneError
 from ..modules import parse_modules
 from ..page import check_page
+from . import problem
 from .options import KEY
 
 __all__ = ["serve_vllm"]
@@ -48,6 +49,8 @@ def serve_vllm(arguments: Sequence[str]) -> None:
 
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="reftune serve"))
+    if (reason := problem()) is not None:
+        raise ReftuneError(f"no adapters can be served: {reason}")
     add_arguments(parser)
     parser.set_defaults(host="127.0.0.1")
     args = parser.parse_args(list(arguments))
