@@ -39,6 +39,7 @@ def serve(
     if backend == "vllm" or (backend == "auto" and _has("vllm")):
         from ..serving.vllm.launch import serve_vllm  # noqa: PLC0415 — it needs vLLM
 
+        typer.echo("reftune: vLLM computes", err=True)
         serve_vllm(arguments)
         return
     _serve_transformers(arguments)
@@ -60,6 +61,9 @@ def _serve_transformers(arguments: Sequence[str]) -> None:
         )
     texts = [text for some in given.reft_modules or [] for text in some]
     base = given.served_model_name or given.model
+    modules = parse_modules(texts, base_names=[base])
+    names = ", ".join([base, *(module.name for module in modules)])
+    typer.echo(f"reftune: transformers computes; models: {names}", err=True)
     chosen = {
         "served_model_name": given.served_model_name,
         "host": given.host,
@@ -79,7 +83,7 @@ def _serve_transformers(arguments: Sequence[str]) -> None:
     serve_embedded(
         ServeSettings(
             given.model,
-            tuple(parse_modules(texts, base_names=[base])),
+            tuple(modules),
             allow_runtime_loading=given.reft_allow_runtime_loading,
             ui=given.ui,
             allowed_folders=tuple(Path(folder) for folder in given.reft_adapter_folder or []),

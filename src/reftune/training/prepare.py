@@ -117,7 +117,7 @@ def prepare_reuse(
         passes = passes_of_run()
         gain = plan.gain(rows, passes)
         if gain < GAIN:
-            return f"it would not pay ({gain:.2f} times less work in {passes:.3g} passes)"
+            return f"it would not pay ({100 / gain:.0f} % of the work without it, in {passes:.3g} passes)"
     frozen = FrozenPrefix(model, plan, folder=folder, limit_gb=limit_gb)
     # the same example twice is kept once
     rows = sorted(dict.fromkeys(rows or []), key=lambda row: len(row.ids))
