@@ -23,14 +23,12 @@ from transformers.cache_utils import DynamicCache
 from ..tuner import BASE, call_state
 from .frozen import FrozenPlan, Watch, fingerprint
 from .loss import forward_as, head_as
-from .rows import Batch, Row, batch_of, split
+from .rows import Batch, Row, batch_of, call_tokens, split
 from .store import GB, DiskStore, Entry, Store, choose_store, remove_folder
 
 __all__ = ["FrozenPrefix", "Unsupported"]
 
 FILL_TOKENS = 2048
-# What one more call costs, in tokens of one call.
-CALL_TOKENS = 64
 CALL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
@@ -130,7 +128,7 @@ class FrozenPrefix:
         while todo:
             count = max(1, FILL_TOKENS // len(todo[-1][1].ids))
             chosen, todo = todo[-count:], todo[:-count]
-            for indices in split([len(row.ids) for _, row, _ in chosen], overhead=CALL_TOKENS):
+            for indices in split([len(row.ids) for _, row, _ in chosen], overhead=call_tokens(self.device)):
                 part = [chosen[i] for i in indices]
                 entries = self._record([row for _, row, _ in part], [w for _, _, w in part])
                 self._store.add({key: entry for (key, _, _), entry in zip(part, entries, strict=True)})

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..data.tokenize import IGNORE
 
-__all__ = ["Batch", "Row", "batch_of", "packed_batch", "rows_of", "split"]
+__all__ = ["Batch", "Row", "batch_of", "call_tokens", "packed_batch", "rows_of", "split"]
 
 ROW_KEYS = frozenset({"input_ids", "attention_mask", "labels", "prompt_length", "subspaces"})
 
@@ -120,6 +120,11 @@ def packed_batch(inputs: Mapping[str, Any]) -> Batch | None:
     rows, columns = (targets != IGNORE).nonzero(as_tuple=True)
     rest = {key: value for key, value in inputs.items() if key != "labels"}
     return Batch(rest, rows, columns, targets[rows, columns])
+
+
+def call_tokens(device: torch.device) -> int:
+    """What one more call of a model costs, in tokens of one: on a CPU little, on a GPU as many as keep it busy."""
+    return 64 if device.type == "cpu" else 4096
 
 
 def split(widths: Sequence[int], *, overhead: int) -> list[list[int]]:

@@ -24,7 +24,7 @@ from .loss import ResponseLoss
 from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
-from .rows import Row, batch_of, packed_batch, rows_of, split
+from .rows import Row, batch_of, call_tokens, packed_batch, rows_of, split
 
 __all__ = ["REUSE", "ReftTrainer"]
 
@@ -32,9 +32,6 @@ logger = logging.getLogger("reftune")
 
 COLUMNS = ("prompt_length", "subspaces")
 REUSE = ("auto", "off")
-# What one more call of a model costs, in tokens of one call: on a CPU little, on a GPU as many as keep it busy.
-CALL_TOKENS = {"cpu": 64}
-GPU_CALL_TOKENS = 4096
 
 
 class ReftTrainer(ProcessTrainer):
@@ -208,8 +205,7 @@ class ReftTrainer(ProcessTrainer):
         if self.accelerator.num_processes > 1:
             # wrappers of several processes count calls
             return [list(rows)]
-        overhead = CALL_TOKENS.get(self.args.device.type, GPU_CALL_TOKENS)
-        return [[rows[i] for i in part] for part in split(widths, overhead=overhead)]
+        return [[rows[i] for i in part] for part in split(widths, overhead=call_tokens(self.args.device))]
 
     def _shared_bases(self) -> Any:
         state = call_state(self._loss.root) if isinstance(self._loss, ResponseLoss) else None

@@ -30,9 +30,8 @@ class Reader:
         self.layers: int = text.num_hidden_layers
         self.width: int = text.hidden_size
         self.options = options
-        self.most_sets = max(
-            1, (options.slots or 2 * config.scheduler_config.max_num_seqs) // config.scheduler_config.max_num_seqs
-        )
+        sequences = config.scheduler_config.max_num_seqs
+        self.most_sets = max(1, options.slots_for(sequences) // sequences)
         self.on_cpu = config.device_config.device_type == "cpu"
         self._known: dict[tuple[Any, ...], Wire] = {}
 

@@ -51,7 +51,6 @@ class Edits:
     """State of a worker.  `layers` are those that it holds."""
 
     layers: tuple[int, ...]
-    width: int
     bank: Bank | None = None
     """On an accelerator."""
     adapters: dict[str, FoldedAdapter] = field(default_factory=dict)

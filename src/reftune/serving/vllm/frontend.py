@@ -158,12 +158,7 @@ async def load_async(engine: Any, adapter: FoldedAdapter) -> None:
     Raises:
         AdapterError: they do not.
     """
-    core = engine.engine_core
-    everywhere = getattr(core, "call_utility_all_async", None)
-    if everywhere is not None:
-        answers = await everywhere("reft_load", adapter.digest, adapter.to_bytes())
-    else:
-        answers = [await core.call_utility_async("reft_load", adapter.digest, adapter.to_bytes())]
+    answers = await _asked(engine, "reft_load", adapter.digest, adapter.to_bytes())
     problem = next((answer for answer in answers if answer), None)
     if problem:
         raise AdapterError(problem)
@@ -173,8 +168,15 @@ async def load_async(engine: Any, adapter: FoldedAdapter) -> None:
 async def forget(engine: Any, digest: str) -> None:
     """Have the engine's workers let an adapter go when no request needs it."""
     _loaded(engine).discard(digest)
+    await _asked(engine, "reft_unload", digest)
+
+
+async def _asked(engine: Any, method: str, *args: Any) -> list[Any]:
+    """The answer of each of the engine's cores."""
     core = engine.engine_core
-    await getattr(core, "call_utility_all_async", core.call_utility_async)("reft_unload", digest)
+    if hasattr(core, "call_utility_all_async"):
+        return await core.call_utility_all_async(method, *args)
+    return [await core.call_utility_async(method, *args)]
 
 
 def request_for(name: str, number: int, path: str, wire: Wire) -> ReftRequest:

@@ -29,6 +29,10 @@ class Options:
     """Adapters that are kept in the memory of the host."""
     format: int = FORMAT
 
+    def slots_for(self, sequences: int) -> int:
+        """Slots of an engine that runs so many sequences at a time."""
+        return self.slots or 2 * sequences
+
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
 

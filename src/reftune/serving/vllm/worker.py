@@ -98,14 +98,14 @@ def attach(runner: Any, options: Options) -> None:
     bank = None
     if needs_bank(runner.device):
         bank = Bank(
-            slots=options.slots or 2 * config.scheduler_config.max_num_seqs,
+            slots=options.slots_for(config.scheduler_config.max_num_seqs),
             layers=tuple(blocks),
             rank=options.max_rank,
             width=text.hidden_size,
             tokens=config.scheduler_config.max_num_batched_tokens,
             device=runner.device,
         )
-    edits = Edits(tuple(blocks), text.hidden_size, bank)
+    edits = Edits(tuple(blocks), bank)
     activate(edits)
     hook = {"sum": edit_sum, "first": edit_first}[ARCHITECTURES[architecture].form]
     for number, block in blocks.items():
