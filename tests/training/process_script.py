@@ -22,7 +22,7 @@ from transformers.distributed import DistributedConfig
 from reftune import ReftConfig
 from reftune.data import build_dataset
 from reftune.training import ReftTrainer
-from reftune.training.processes import average_gradients
+from reftune.training.processes import average_gradients, end_processes
 from tests.training.text_models import PAIRS, text_model, word_tokenizer
 
 RANK = int(os.environ.get("RANK", "0"))
@@ -151,3 +151,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     for name in sys.argv[2:]:
         CASES[name](Path(sys.argv[1]))
+    end_processes()
+    # threads of torch that still wait for the interpreter's lock when it ends abort a process now and then
+    sys.stdout.flush()
+    os._exit(0)

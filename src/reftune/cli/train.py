@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ReftuneError
-from ..training import RunConfig, RunResult, train_run
+from ..training import RunConfig, RunResult, end_processes, train_run
 from .output import JsonFlag, TrainingProgress, command, consoles, emit, quiet_libraries, say
 
 __all__ = ["result_dict", "train"]
@@ -80,6 +80,7 @@ def train(
     quiet_libraries()
     with TrainingProgress(progress) as callback:
         result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[callback], on_fill=callback.on_fill)
+    end_processes()
     if not math.isfinite(result.final_loss):
         say(progress, "the loss is not a number: training diverged; try a lower learning rate", style="red")
     if as_json:

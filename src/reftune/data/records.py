@@ -27,7 +27,7 @@ from reftune.errors import DataError, MissingExtraError
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["RecordSource", "Rows", "load_datasets", "load_records", "read_records"]
+__all__ = ["RecordSource", "Rows", "load_datasets", "load_records", "read_records", "read_rows"]
 
 RecordSource: TypeAlias = "str | os.PathLike[str] | list[dict[str, Any]] | datasets.Dataset"
 
@@ -103,7 +103,7 @@ def _read(source: RecordSource, split: str) -> Rows:
         path = Path(source)
         if not path.exists() and _is_hub_name(source):
             return _read_hub(str(source), split)
-        rows = _read_file(path)
+        rows = read_rows(path)
     elif isinstance(source, load_datasets().Dataset):
         # A format (numpy, torch) would turn strings and numbers into other types.
         rows = Rows(source.with_format(None), "the Dataset")
@@ -115,7 +115,8 @@ def _read(source: RecordSource, split: str) -> Rows:
     return rows
 
 
-def _read_file(path: Path) -> Rows:
+def read_rows(path: Path) -> Rows:
+    """Rows of a file (.json, .jsonl, .csv, .parquet, each also .gz), whatever their columns."""
     name = str(path)
     suffix = _suffix(path)
     if path.is_dir():

@@ -3,7 +3,8 @@
 Must not know: tasks, the command line.
 """
 
+from .processes import end_processes
 from .run import RunConfig, RunResult, train_run
 from .trainer import ReftTrainer
 
-__all__ = ["ReftTrainer", "RunConfig", "RunResult", "train_run"]
+__all__ = ["ReftTrainer", "RunConfig", "RunResult", "end_processes", "train_run"]

@@ -24,7 +24,7 @@ from transformers import Trainer
 
 from ..errors import ReftuneError
 
-__all__ = ["ProcessTrainer", "average_gradients", "prepare_plugin", "trained_modules"]
+__all__ = ["ProcessTrainer", "average_gradients", "end_processes", "prepare_plugin", "trained_modules"]
 
 
 class ProcessTrainer(Trainer):
@@ -113,6 +113,17 @@ def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
             chosen, anywhere, flat[len(chosen) :].split([p.numel() for p in chosen]), strict=True
         ):
             p.grad = mean.view_as(p) if taken else None
+
+
+def end_processes() -> None:
+    """Close the group of processes, if there is one; at the end of a program.
+
+    An interpreter that ends with the group's threads still running sometimes aborts (seen with gloo: "terminate called
+    without an active exception"), which the launcher takes for a failed run.
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def _trained(model: nn.Module) -> list[nn.Parameter]:
