@@ -31,6 +31,7 @@ from typer.testing import CliRunner
 
 from reftune import INTERVENTIONS, ReftConfig
 from reftune.cli.app import app
+from reftune.evaluation.study import StudyConfig
 from reftune.models import convert_smollm2, smollm2_package
 from reftune.training import RunConfig
 from tests.models import tiny_model
@@ -39,7 +40,7 @@ ROOT = Path(__file__).parents[1]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"]
-SLOW = ("cli.md", "data.md", "training.md", "tuner.md", "README.md")
+SLOW = ("cli.md", "data.md", "evaluation.md", "training.md", "tuner.md", "README.md")
 SHELL = ("bash", "sh", "console")
 NOT_RUN = "# not run"
 
@@ -186,7 +187,8 @@ def write_yaml(block: Block) -> None:
     first = block.text.splitlines()[0]
     named = re.fullmatch(r"# (\S+\.yaml)", first)
     assert named, f"a yaml block begins with the name of its file, as in '# run.yaml', not with {first!r}"
-    RunConfig.from_mapping(yaml.safe_load(block.text))
+    values = yaml.safe_load(block.text)
+    (StudyConfig if "methods" in values else RunConfig).from_mapping(values)
     Path(named[1]).write_text(block.text, encoding="utf-8")
 
 

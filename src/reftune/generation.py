@@ -5,7 +5,7 @@ Must not know: the command line, tasks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,10 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import encode_prompt
 
-__all__ = ["generate_texts"]
+__all__ = ["generate_batches", "generate_texts"]
+
+# Arguments of `generate` to which padding on the left would count as tokens of the prompt.
+SEE_PADDING = ("max_length", "repetition_penalty", "no_repeat_ngram_size")
 
 
-@torch.inference_mode()
 def generate_texts(
     model: PeftModel | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -32,21 +34,57 @@ def generate_texts(
     Batches are made of prompts of similar length, padded on the left.  `progress` gets the number of prompts done.
     Further arguments go to `generate`; greedy decoding unless they say otherwise.
     """
+    texts = [""] * len(prompts)
+    done = 0
+    for batch in generate_batches(model, tokenizer, prompts, batch_size=batch_size, **generate_arguments):
+        for index, text in batch:
+            texts[index] = text.strip()
+        done += len(batch)
+        if progress is not None:
+            progress(done)
+    return texts
+
+
+def generate_batches(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[dict[str, Any] | str],
+    *,
+    batch_size: int = 8,
+    **generate_arguments: Any,
+) -> Iterator[list[tuple[int, str]]]:
+    """As `generate_texts`, each batch as soon as it is done: (index of the prompt, response as it was written)."""
     model.eval()
     generator: Any = model
     encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
-    arguments = {"do_sample": False, "pad_token_id": tokenizer.pad_token_id, **generate_arguments}
-    texts = [""] * len(encoded)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    padding = tokenizer.pad_token_id
+    defaults = {"do_sample": False, "pad_token_id": padding, "eos_token_id": end_tokens(model, tokenizer)}
+    arguments = {**defaults, **generate_arguments}
+    sees_padding = any(arguments.get(name) is not None for name in SEE_PADDING)
+    for chosen in batches([len(ids) for ids in encoded], batch_size, equal=sees_padding):
         width = max(len(encoded[i]) for i in chosen)
-        padding = tokenizer.pad_token_id
         ids = torch.tensor([[padding] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen])
-        made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **arguments)
-        for row, i in enumerate(chosen):
-            texts[i] = str(tokenizer.decode(made[row, width:], skip_special_tokens=True)).strip()
-        if progress is not None:
-            progress(min(start + batch_size, len(order)))
-    return texts
+        with torch.inference_mode():
+            made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **arguments)
+        yield [(i, str(tokenizer.decode(made[row, width:], skip_special_tokens=True))) for row, i in enumerate(chosen)]
+
+
+def batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> Iterator[list[int]]:
+    """Indices of prompts of similar length, the longest first; with `equal`, of the same length only."""
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
+        if len(batch) == batch_size or (equal and batch and lengths[batch[0]] != lengths[i]):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """What ends a response: the model's own tokens, and the tokenizer's, with which training ends it."""
+    config = getattr(model, "generation_config", None)
+    own = getattr(config, "eos_token_id", None)
+    found = own if isinstance(own, list) else [own]
+    return sorted({int(token) for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)}) or None

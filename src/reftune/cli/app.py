@@ -9,12 +9,12 @@ from __future__ import annotations
 import os
 import sys
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from ..errors import ReftuneError
-from . import chat, demo, generate, serve, show, train
+from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise, serve, show, train
 
 __all__ = ["app", "run"]
 
@@ -46,13 +46,18 @@ app.command("demo")(demo.demo)
 app.command("train")(train.train)
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("eval")(evaluate.evaluate)
+app.command("compare")(compare.compare)
+app.command("judge")(judge.judge)
+app.command("memorise")(memorise.memorise)
 app.command("show")(show.show)
-# all that is not known here goes on to the server
-app.command(
-    "serve",
-    add_help_option=False,
-    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
-)(serve.serve)
+# all that is not known here goes on to the server, to the harness
+PASSING: dict[str, Any] = {
+    "add_help_option": False,
+    "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
+}
+app.command("serve", **PASSING)(serve.serve)
+app.command("lm-eval", **PASSING)(lm_eval.lm_eval)
 
 
 def run() -> None:
@@ -60,7 +65,9 @@ def run() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        typer.echo("reftune: interrupted; a training run goes on from its last checkpoint with --resume", err=True)
+        typer.echo(
+            "reftune: interrupted; train goes on from its last checkpoint with --resume, others by themselves", err=True
+        )
         sys.exit(130)
     except (ReftuneError, ValueError, OSError) as error:
         if os.environ.get("REFTUNE_DEBUG"):

@@ -17,7 +17,7 @@ from reftune.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Rendered", "render"]
+__all__ = ["Rendered", "alpaca_text", "render"]
 
 # The wording that Stanford Alpaca published, and that models tuned on its kind of data expect to the letter.
 _ALPACA_WITH_INPUT = (
@@ -47,7 +47,7 @@ def render(record: Record | str, tokenizer: PreTrainedTokenizerBase, *, need_res
         record = {"prompt": record}
     kind = check_record(record, need_response=need_response)
     if kind is INSTRUCTION:
-        return Rendered(_alpaca(record), record["output"] if need_response else None, chat=False)
+        return Rendered(alpaca_text(record), record["output"] if need_response else None, chat=False)
     if kind is MESSAGES:
         turns = record["messages"]
         # For generation an answer may be absent; where there is one, it is not part of the prompt.
@@ -58,7 +58,8 @@ def render(record: Record | str, tokenizer: PreTrainedTokenizerBase, *, need_res
     return Rendered(record["prompt"], record["completion"] if need_response else None, chat=False)
 
 
-def _alpaca(record: Record) -> str:
+def alpaca_text(record: Record) -> str:
+    """Stanford Alpaca's prompt for `instruction` and, if there is one, `input`; it ends with `### Response:`."""
     if (record.get("input") or "").strip():
         return _ALPACA_WITH_INPUT.format(instruction=record["instruction"], input=record["input"])
     return _ALPACA_WITHOUT_INPUT.format(instruction=record["instruction"])

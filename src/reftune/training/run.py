@@ -28,7 +28,7 @@ from ..models import load_base, save_adapter
 from .prepare import OnFill
 from .trainer import REUSE, ReftTrainer
 
-__all__ = ["RunConfig", "RunResult", "train_run"]
+__all__ = ["RunConfig", "RunResult", "number", "train_run"]
 
 CHECKPOINTS = "checkpoints"
 # enough for two digits, and a small part of the time that training on many more took
@@ -89,8 +89,8 @@ class RunConfig:
         # output_dir and seed are output and seed of the configuration itself
         valid = {f.name for f in fields(TrainingArguments) if f.init} - {"output_dir", "seed"}
         _refuse_unknown("training", self.training, valid)
-        self.reft = {key: _number(value) for key, value in self.reft.items()}
-        self.training = {key: _number(value) for key, value in self.training.items()}
+        self.reft = {key: number(value) for key, value in self.reft.items()}
+        self.training = {key: number(value) for key, value in self.training.items()}
         self.reft_config()
 
     def _check_speed(self) -> None:
@@ -288,9 +288,9 @@ def _refuse_unknown(where: str, values: Mapping[str, Any], valid: set[str]) -> N
         )
 
 
-def _number(value: Any) -> Any:
+def number(value: Any) -> Any:
     """YAML reads 9e-4 and 1e3 as texts; as numbers they are what was meant.  Other texts stay as they are."""
     if isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+", value):
-        number = float(value)
-        return int(number) if number.is_integer() else number
+        read = float(value)
+        return int(read) if read.is_integer() else read
     return value

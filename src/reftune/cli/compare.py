@@ -1,0 +1,135 @@
+"""`reftune compare`: methods side by side on the same data, budget and seeds, and a report of it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ..errors import ReftuneError
+from ..evaluation.compare import compare as do_compare
+from ..evaluation.compare import results_of
+from ..evaluation.files import write_json
+from ..evaluation.report import check_report, write_report
+from ..evaluation.study import Run, StudyConfig
+from .output import JsonFlag, consoles, emit, quiet_libraries, say
+from .train import read_yaml
+
+__all__ = ["compare"]
+
+EXAMPLE = """Compare methods: train each, score each, write a report.
+
+Examples:
+
+    reftune compare --model smollm2 --tasks sst2 --methods base,loreft,lora
+    --train-rows 1000 --test-rows 500 --epochs 2 --data-dir data
+
+    reftune compare recipes/loreft_commonsense.yaml --model my-model
+    --data-dir data
+
+Methods: base, loreft, direft, noreft, prefill_only, lora, dora,
+prefix_tuning, ia3, bitfit, full, head_only. A YAML file can say more: the
+settings of each method, its label, its seeds (docs/evaluation.md).
+
+Every run is kept by its settings: started again, or with more methods, tasks
+or seeds, the command does only what is missing.
+"""
+
+
+def compare(
+    config: Annotated[Path | None, typer.Argument(help="YAML file, or a recipe.", metavar="CONFIG.yaml")] = None,
+    model: Annotated[str | None, typer.Option(help="Folder or Hub name of the base model, or smollm2.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Tasks and groups, with commas.")] = None,
+    methods: Annotated[str | None, typer.Option(help="Methods, with commas.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="With commas.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the data, for all methods.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="Of training, in place of epochs.")] = None,
+    train_rows: Annotated[int | None, typer.Option(min=1, help="Rows of each task to train on.")] = None,
+    test_rows: Annotated[int | None, typer.Option(min=1, help="Rows of each task to score.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step.")] = None,
+    kind: Annotated[str | None, typer.Option(help="text, or classes for encoders.")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data files; else REFTUNE_DATA, else the Hub.")
+    ] = None,
+    output: Annotated[Path, typer.Option(help="Folder for runs, results and report.")] = Path("comparison"),
+    report_only: Annotated[bool, typer.Option("--report-only", help="Of the runs that are done.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    values = read_yaml(config) if config is not None else {}
+    given: dict[str, Any] = {
+        "model": model,
+        "tasks": tasks,
+        "methods": None if methods is None else [name.strip() for name in methods.split(",")],
+        "seeds": None if seeds is None else numbers(seeds),
+        "train_rows": train_rows,
+        "test_rows": test_rows,
+        "batch_size": batch_size,
+        "kind": kind,
+    }
+    values.update({key: value for key, value in given.items() if value is not None})
+    if epochs is not None or seconds is not None:
+        values.update(epochs=epochs, seconds=seconds)
+    missing = [f"--{name}" for name in ("model", "tasks") if values.get(name) is None]
+    if missing:
+        raise typer.BadParameter(f"give {' and '.join(missing)}, or a file that does")
+    study = StudyConfig.from_mapping(values)
+    check_report()
+    results, progress = consoles(as_json)
+    quiet_libraries()
+    line = shlex.join(["reftune", *sys.argv[1:]])
+    if report_only:
+        found = results_of(study, output, command=line)
+        write_json(output / "results.json", found)
+    else:
+        found = do_compare(study, output, data_dir=data_dir and str(data_dir), command=line, say=Lines(progress))
+    pages = write_report(found, output)
+    failed = [run for run in found["runs"] if run.get("error")]
+    if as_json:
+        emit({"output": str(output), "report": [str(page) for page in pages], "runs": found["runs"]})
+    else:
+        say(results, f"Report: {pages[-1]}")
+    if failed:
+        logs = ", ".join(f"{output / 'runs' / run['key'] / 'log.txt'}" for run in failed)
+        first = failed[0]
+        raise ReftuneError(
+            f"{len(failed)} of {len(found['runs'])} runs are missing; {first['label']} on {first['train_task']}: "
+            f"{first['error']} ({logs}); the same command tries them again"
+        )
+
+
+compare.__doc__ = EXAMPLE
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers with commas between.
+
+    Raises:
+        typer.BadParameter: something else.
+    """
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 42,43,44") from None
+
+
+class Lines:
+    """A line a run."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.start = time.perf_counter()
+
+    def __call__(self, run: Run, index: int, count: int, what: str) -> None:
+        name = f"{index + 1}/{count}  {run.label} on {run.train_task}, seed {run.seed}"
+        if what == "start":
+            self.start = time.perf_counter()
+            say(self.console, f"{name} …")
+            return
+        took = "" if what == "kept" else f" ({time.perf_counter() - self.start:.0f} s)"
+        said = {"kept": "kept from before", "done": "done", "failed": "failed"}[what]
+        say(self.console, f"{name}: {said}{took}", style="red" if what == "failed" else "")

@@ -1,0 +1,140 @@
+"""`reftune eval`: scores of an adapter, or of a base model, on benchmark tasks."""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import ReftuneError
+from ..evaluation.data import task_rows
+from ..evaluation.files import key_of, write_json
+from ..evaluation.pairs import write_alpaca_eval
+from ..evaluation.runner import TaskResult, evaluate_rows
+from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
+from ..evaluation.tasks.base import Task
+from ..models import is_adapter, load_adapter, load_base
+from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
+
+__all__ = ["evaluate"]
+
+NAMES = "\n".join(textwrap.wrap(f"Tasks: {', '.join(TASKS)}.", 78, break_on_hyphens=False))
+EXAMPLE = f"""Score an adapter, or a base model, on benchmark tasks.
+
+Examples:
+
+    reftune eval my-adapter --tasks commonsense,gsm8k --data-dir data
+
+    reftune eval my-adapter --tasks sst2 --limit 200 --json
+
+    reftune eval smollm2 --tasks boolq
+
+{NAMES}
+
+Groups: {", ".join(GROUPS)}.
+
+Every answer is a JSON line in the output folder; started again with the same
+settings, the command goes on where it stopped.
+"""
+
+
+def evaluate(
+    adapter: Annotated[str, typer.Argument(help="Folder or Hub name of the adapter, or of a base model.")],
+    tasks: Annotated[str, typer.Option(help="Tasks and groups, with commas.")],
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Folder of the data files; else REFTUNE_DATA, else the Hub.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many rows of each task, drawn once for all.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder for answers and scores.  [ADAPTER-eval]")] = None,
+    base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16,
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="In place of the tasks' own.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the base model: auto, float32, bfloat16, float16.")] = "auto",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    chosen = parse_tasks(tasks)
+    results, progress = consoles(as_json)
+    quiet_libraries()
+    # data first: it is what is most often missing, and a model takes longer to load
+    rows = {task.name: task_rows(task, "test", data_dir=data_dir, limit=limit) for task in chosen}
+    folder = output or Path(f"{Path(adapter).name}-eval")
+    generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+    settings = {"adapter": _identity(adapter), "base": base, "dtype": dtype, "generation": generation}
+    check_folder(folder, settings, overwrite=overwrite)
+    model, tokenizer = (
+        load_adapter(adapter, base=base, dtype=dtype) if is_adapter(adapter) else load_base(adapter, dtype=dtype)
+    )
+    found: list[TaskResult] = []
+    for task in chosen:
+        with bar(progress, task.title, len(rows[task.name])) as done:
+            result = evaluate_rows(
+                model,
+                tokenizer,
+                task,
+                rows[task.name],
+                batch_size=batch_size,
+                file=folder / f"{task.name}.jsonl",
+                progress=done,
+                **generation,
+            )
+        found.append(result)
+        if task.metric is None:
+            write_alpaca_eval(result.examples, folder / f"{task.name}.json", generator=Path(adapter).name)
+        write_json(folder / "summary.json", {r.task: r.summary() for r in found})
+    if as_json:
+        emit({"adapter": adapter, "output": str(folder), "scores": {r.task: r.summary() for r in found}})
+        return
+    print_scores(results, chosen, found)
+    for result in found:
+        if result.score is None:
+            outputs = shlex.quote(str(folder / f"{result.task}.json"))
+            say(results, f"{result.task} needs a judge:  {command()} judge {outputs}")
+    say(results, f"Answers: {folder}")
+
+
+evaluate.__doc__ = EXAMPLE
+
+
+def check_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
+    """Make sure that what the folder holds was found with the same settings.
+
+    Raises:
+        ReftuneError: it was not.
+    """
+    mark = folder / "settings.json"
+    if overwrite:
+        for file in [*folder.glob("*.jsonl"), folder / "summary.json", mark]:
+            file.unlink(missing_ok=True)
+    if mark.is_file() and key_of(settings) not in mark.read_text(encoding="utf-8"):
+        raise ReftuneError(
+            f"{str(folder)!r} holds answers of another model or of other settings; use another --output, or "
+            "--overwrite to start anew"
+        )
+    write_json(mark, {"key": key_of(settings), **settings})
+
+
+def _identity(adapter: str) -> dict[str, Any]:
+    """What tells an adapter from one that was trained later into the same folder."""
+    files = [Path(adapter) / name for name in ("adapter_model.safetensors", "adapter_config.json", "config.json")]
+    return {"name": adapter, "files": [(file.name, file.stat().st_mtime_ns) for file in files if file.is_file()]}
+
+
+def print_scores(console: Console, tasks: list[Task], found: list[TaskResult]) -> None:
+    """A table, and the mean of what is scored alike."""
+    table = Table("task", "rows", "score", "95 % interval", "no answer", "guessing", "metric", box=None)
+    for task, result in zip(tasks, found, strict=True):
+        score = "–" if result.score is None else f"{100 * result.score:.1f}"
+        low, high = result.low, result.high
+        interval = "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+        chance = "–" if task.chance is None else f"{100 * task.chance:.1f}"
+        table.add_row(task.title, f"{result.n:,}", score, interval, f"{result.unreadable:,}", chance, result.metric)
+    scored = [result.score for result in found if result.score is not None]
+    if len(scored) > 1:
+        table.add_row("mean", "", f"{100 * sum(scored) / len(scored):.1f}")
+    console.print(table)

@@ -1,0 +1,166 @@
+"""A comparison from its configuration to `results.json`: every run in a process of its own, kept by its settings.
+
+Must not know: what a run does, how results are shown.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import DATA_VARIABLE
+from .files import write_json
+from .study import Run, StudyConfig, runs_of
+from .tasks import TASKS
+
+__all__ = ["compare", "results_of"]
+
+PACKAGES = ("reftune", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
+Say = Callable[[Run, int, int, str], None]
+
+
+def compare(
+    config: StudyConfig,
+    output: Path,
+    *,
+    data_dir: str | None = None,
+    command: str = "",
+    say: Say | None = None,
+    keep_going: bool = True,
+) -> dict[str, Any]:
+    """Do the runs that are not done yet, and write `results.json`.
+
+    A run's folder is `runs/<hash of its settings>`; what is in it already is not done again, by whatever comparison it
+    was made.  A run that fails is told in the results, and tried again the next time.  `say(run, index, count, what)`
+    is told when a run begins (`"start"`), and `"done"`, `"kept"` or `"failed"`.
+    """
+    runs = runs_of(config)
+    tell = say or (lambda run, index, count, what: None)
+    for index, run in enumerate(runs):
+        folder = output / "runs" / run.key
+        if (folder / "result.json").is_file():
+            tell(run, index, len(runs), "kept")
+            continue
+        tell(run, index, len(runs), "start")
+        worked = in_process(run, folder, data_dir)
+        # after every run, so that what is there can be looked at
+        write_json(output / "results.json", results_of(config, output, command=command))
+        tell(run, index, len(runs), "done" if worked else "failed")
+        if not worked and not keep_going:
+            break
+    results = results_of(config, output, command=command)
+    write_json(output / "results.json", results)
+    return results
+
+
+def in_process(run: Run, folder: Path, data_dir: str | None) -> bool:
+    """Whether it came to its end; what it said is in `log.txt`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {**run.settings, "data_dir": data_dir or os.environ.get(DATA_VARIABLE)}
+    write_json(folder / "settings.json", settings)
+    with (folder / "log.txt").open("w", encoding="utf-8") as log:
+        done = subprocess.run(
+            [sys.executable, "-m", "reftune.evaluation.worker", str(folder / "settings.json"), str(folder)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    # where the data lie is nobody's business afterwards
+    write_json(folder / "settings.json", run.settings)
+    return done.returncode == 0 and (folder / "result.json").is_file()
+
+
+def results_of(config: StudyConfig, output: Path, *, command: str = "") -> dict[str, Any]:
+    """`results.json`: the comparison, what it ran on, and what each run found, or why it did not."""
+    runs = runs_of(config)
+    found = [entry_of(run, output / "runs" / run.key) for run in runs]
+    budget = {"kind": "epochs", "value": config.epochs}
+    if config.seconds is not None:
+        budget = {"kind": "seconds", "value": config.seconds}
+    return {
+        "title": config.title,
+        "command": command,
+        "date": date.today().isoformat(),
+        "hardware": hardware(),
+        "versions": versions(),
+        "model": config.model,
+        "kind": config.kind,
+        "budget": budget,
+        "held_out": config.held_out,
+        "tasks": {task.name: _task_entry(task.name, found) for task in config.parsed_tasks()},
+        "tried": config.tried,
+        "config": asdict(config),
+        "runs": found,
+    }
+
+
+def entry_of(run: Run, folder: Path) -> dict[str, Any]:
+    """A run's entry in `results.json`."""
+    entry = {
+        "method": run.method,
+        "label": run.label,
+        "train_task": run.train_task,
+        "seed": run.seed,
+        "key": run.key,
+        "settings": run.settings,
+        "command": f"python -m reftune.evaluation.worker runs/{run.key}/settings.json runs/{run.key}",
+    }
+    file = folder / "result.json"
+    if file.is_file():
+        return {**entry, **json.loads(file.read_text(encoding="utf-8"))}
+    return {**entry, "scores": {}, "error": why(folder / "log.txt")}
+
+
+def why(log: Path) -> str:
+    """The last words of a run that came to no end."""
+    if not log.is_file():
+        return "not run"
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    return lines[-1] if lines else "it ended without a word; was it killed for memory?"
+
+
+def _task_entry(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    task = TASKS[name]
+    tested = [run["scores"][name]["n"] for run in runs if name in run["scores"]]
+    trained = [run["train_rows"][name] for run in runs if name in run.get("train_rows", {})]
+    return {
+        "title": task.title,
+        "metric": "" if task.metric is None else task.metric.name,
+        "chance": task.chance,
+        "train_rows": max(trained, default=0),
+        "test_rows": max(tested, default=0),
+    }
+
+
+def hardware() -> str:
+    """What the runs ran on, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = names[0] if names else name
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,125 @@
+"""Answers of a model to the rows of a task, and their score.
+
+Must not know: training, the command line.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..generation import generate_batches
+from .files import append_line, read_lines, write_lines
+from .scores import bootstrap
+from .tasks.base import Row, Task
+
+__all__ = ["TaskResult", "evaluate_rows", "score_examples"]
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Score of a task with its 95 % interval (bootstrap over the rows), and what each row got."""
+
+    task: str
+    metric: str
+    n: int
+    score: float | None
+    """None where the outputs need a judge (`reftune judge`)."""
+    low: float | None
+    high: float | None
+    unreadable: int
+    """Rows in whose output no answer was found."""
+    seconds: float
+    examples: list[dict[str, Any]]
+
+    def summary(self) -> dict[str, Any]:
+        """All but the rows."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "examples"}
+
+
+def evaluate_rows(
+    model: PeftModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 16,
+    file: Path | None = None,
+    progress: Callable[[int], None] | None = None,
+    **generation: Any,
+) -> TaskResult:
+    """Generate an output for each row, read the answers, score them.
+
+    With `file` every example is written there as a JSON line as soon as it is done, and rows that the file has already,
+    with the same prompt, are not done again.  Arguments in `generation` go before the task's own.
+    """
+    start = time.perf_counter()
+    prompts = [dict(task.prompt(row)) for row in rows]
+    done = _already(file, rows, prompts)
+    if file is not None and done:
+        # a last line that was broken off would swallow the next
+        write_lines(file, done.values())
+    left = [i for i, row in enumerate(rows) if row["id"] not in done]
+    if progress is not None:
+        progress(len(done))
+    arguments = {**task.generation, **generation}
+    for batch in generate_batches(model, tokenizer, [prompts[i] for i in left], batch_size=batch_size, **arguments):
+        for index, output in batch:
+            row = rows[left[index]]
+            example = _example(task, row, prompts[left[index]], output)
+            done[row["id"]] = example
+            if file is not None:
+                append_line(file, example)
+        if progress is not None:
+            progress(len(done))
+    examples = [done[row["id"]] for row in rows]
+    if file is not None:
+        write_lines(file, examples)
+    return score_examples(task, examples, seconds=time.perf_counter() - start)
+
+
+def score_examples(task: Task, examples: list[dict[str, Any]], *, seconds: float = 0.0) -> TaskResult:
+    """The score of examples as `evaluate_rows` makes them."""
+    score = low = high = None
+    if task.metric is not None:
+        pairs = np.array([task.pair(example["answer"], example["reference"]) for example in examples], dtype=float)
+        score = task.score(pairs)
+        low, high = bootstrap(task.metric, pairs)
+    return TaskResult(
+        task=task.name,
+        metric="" if task.metric is None else task.metric.name,
+        n=len(examples),
+        score=score,
+        low=low,
+        high=high,
+        unreadable=sum(example["answer"] is None for example in examples),
+        seconds=seconds,
+        examples=examples,
+    )
+
+
+def _example(task: Task, row: Row, prompt: dict[str, Any], output: str) -> dict[str, Any]:
+    answer, reference = task.extract(output), task.reference(row)
+    kept = {name: row[name] for name in ("instruction", "dataset") if name in row and task.metric is None}
+    example = {"id": row["id"], "prompt": _text(prompt), "output": output, "answer": answer, "reference": reference}
+    return {**kept, **example, "right": task.is_right(answer, reference)}
+
+
+def _text(prompt: dict[str, Any]) -> str:
+    return prompt["prompt"] if isinstance(prompt.get("prompt"), str) else json.dumps(prompt, ensure_ascii=False)
+
+
+def _already(file: Path | None, rows: Sequence[Row], prompts: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
+    """Examples of an earlier run of the same rows."""
+    if file is None:
+        return {}
+    wanted = {row["id"]: _text(prompt) for row, prompt in zip(rows, prompts, strict=True)}
+    return {line["id"]: line for line in read_lines(file) if wanted.get(line["id"]) == line["prompt"]}

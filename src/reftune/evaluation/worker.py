@@ -1,0 +1,92 @@
+"""One run of a comparison, in a process of its own, so that its memory can be measured and its end ends nothing else.
+
+    python -m reftune.evaluation.worker SETTINGS.json FOLDER
+
+Settings are those of `study.Run`, with `data_dir`.  What the folder gets: `adapter/` (or `trained.safetensors` where
+the method is no adapter), `fit.json` once it is trained, a JSON line per scored row in `<task>.jsonl`, and at the end
+`result.json`.  Started again it goes on after the last of these that is there.
+
+Must not know: other runs, reports.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import set_seed
+from transformers.utils import logging as transformers_logging
+
+from ..models import load_base
+from .classify import run_classes
+from .files import write_json
+from .fit import fit
+from .methods import METHODS
+from .rows import rows_of_run
+from .runner import evaluate_rows
+from .tasks import TASKS
+from .trained import load_trained, save_trained, size_of
+
+__all__ = ["run", "run_text"]
+
+
+def run(settings: dict[str, Any], folder: Path, *, data_dir: str | None = None) -> dict[str, Any]:
+    """Train and score as the settings say; the run's part of `results.json`, which is also in `result.json`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    do = run_text if settings["kind"] == "text" else run_classes
+    result = do(settings, folder, data_dir)
+    write_json(folder / "result.json", result)
+    return result
+
+
+def run_text(settings: dict[str, Any], folder: Path, data_dir: str | None) -> dict[str, Any]:
+    """A causal model that answers in words."""
+    tasks = [TASKS[name] for name in settings["tasks"]]
+    method = METHODS[settings["method"]]
+    train, test = rows_of_run(tasks, settings, data_dir)
+    set_seed(settings["seed"])
+    base, tokenizer = load_base(settings["model"], dtype=settings["dtype"])
+    model = method.apply(base, settings["config"], "CAUSAL_LM")
+    fitted = folder / "fit.json"
+    if not method.trains:
+        write_json(fitted, {})
+    elif fitted.is_file():
+        load_trained(model, folder)
+    else:
+        records = [task.record(row) for task in tasks for row in train.get(task.name, ())]
+        measured = fit(model, tokenizer, records, settings, folder / "checkpoints")
+        save_trained(model, folder)
+        write_json(fitted, asdict(measured))
+    # before the scoring, which may freeze or cast
+    size = size_of(model, folder)
+    scores = {}
+    for task in tasks:
+        found = evaluate_rows(
+            model,
+            tokenizer,
+            task,
+            test[task.name],
+            batch_size=settings["eval_batch_size"],
+            file=folder / f"{task.name}.jsonl",
+            **settings["generation"],
+        )
+        scores[task.name] = found.summary()
+    counts = {name: len(rows) for name, rows in train.items()}
+    return {**size, **json.loads(fitted.read_text()), "train_rows": counts, "scores": scores}
+
+
+def main() -> None:
+    """The command of this module."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    transformers_logging.disable_progress_bar()
+    settings = json.loads(Path(sys.argv[1]).read_text())
+    data_dir = settings.pop("data_dir")
+    run(settings, Path(sys.argv[2]), data_dir=data_dir)
+
+
+if __name__ == "__main__":
+    main()
