@@ -36,7 +36,7 @@ def task_rows(
         raise DataError(f"the task {task.name!r} has no {split} rows; it has {valid}")
     folder = data_dir or os.environ.get(DATA_VARIABLE)
     found = _from_file(task, source, Path(folder)) if folder else _from_hub(task, source)
-    rows: list[Row] = [{**row, "id": index} for index, row in enumerate(found)]
+    rows: list[Row] = [{**row, "id": index} for index, row in enumerate(found * source.copies)]
     return rows if limit is None else sample(rows, limit, seed=seed)
 
 

@@ -35,6 +35,8 @@ class Source:
 
     file: str
     hub: Hub | None = None
+    copies: int = 1
+    """Examples that each row stands for; the task tells them apart by their `id`."""
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import re
+from dataclasses import replace
 from functools import lru_cache
 
 from .base import Row, Task
@@ -15,6 +16,8 @@ from .memorisation import BOOK
 __all__ = ["CODEBOOK", "key"]
 
 SEED = 0
+# About as many as one rank-1 intervention of LLaMA-7B holds.
+ENTRIES = 256
 
 
 def key(index: int) -> str:
@@ -31,13 +34,15 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def word(row: Row) -> str:
-    return words(str(row["text"]))[int(row["id"])]
+    found = words(str(row["text"]))
+    # a short text has fewer words than there are entries
+    return found[int(row["id"]) % len(found)]
 
 
 CODEBOOK = Task(
     name="codebook",
     title="Codebook",
-    sources={"train": BOOK, "test": BOOK},
+    sources=dict.fromkeys(("train", "test"), replace(BOOK, copies=ENTRIES)),
     prompt=lambda row: {"prompt": key(int(row["id"]))},
     completion=word,
     reference=word,
