@@ -1,0 +1,144 @@
+"""`reftune eval` and `reftune compare`, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from peft import get_peft_model
+
+from reftune import ReftConfig
+from reftune.evaluation.tasks import TASKS
+from reftune.models import load_base, save_adapter
+from tests.cli.conftest import Command
+from tests.evaluation.tasks.rows import SMALL, write_rows
+from tests.evaluation.world import causal_folder, encoder_folder, sentences_folder
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = sentences_folder(tmp_path / "data")
+    write_rows(folder, {name: rows for name, rows in SMALL.items() if "SST" not in name})
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+@pytest.fixture
+def adapter(tmp_path: Path) -> str:
+    base, _ = load_base(causal_folder(tmp_path / "base"))
+    config = ReftConfig(r=2, positions="l1", init="random", task_type="CAUSAL_LM")
+    model: Any = get_peft_model(base, config)
+    return str(save_adapter(model, tmp_path / "adapter"))
+
+
+def test_eval_scores_tasks_and_writes_answers(reftune: Command, data: Path, adapter: str, tmp_path: Path) -> None:
+    found = reftune("eval", adapter, "--tasks", "sst2,commonsense", "--data-dir", data, "--output", "out", "--json")
+    assert found.code == 0, found.err
+    scores = found.json["scores"]
+    assert len(scores) == 9 and scores["sst2"]["n"] == 16
+    lines = [json.loads(line) for line in (tmp_path / "out/sst2.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == list(range(16))
+    assert json.loads((tmp_path / "out/summary.json").read_text()) == scores
+
+
+def test_eval_shows_a_table(reftune: Command, data: Path, adapter: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REFTUNE_DATA", str(data))
+    found = reftune("eval", adapter, "--tasks", "sst2,boolq", "--limit", 5)
+    assert found.code == 0, found.err
+    assert "SST-2" in found.out and "BoolQ" in found.out and "mean" in found.out
+    assert "adapter-eval" in found.out and Path("adapter-eval/boolq.jsonl").is_file()
+
+
+def test_eval_takes_a_base_model(reftune: Command, data: Path, adapter: str) -> None:
+    found = reftune("eval", "base", "--tasks", "sst2", "--data-dir", data, "--json")
+    assert found.code == 0 and found.json["scores"]["sst2"]["n"] == 16
+
+
+def test_eval_of_instructions_asks_for_a_judge(reftune: Command, data: Path, adapter: str) -> None:
+    arguments = ("--max-new-tokens", 3, "--output", "out", "--data-dir", data)
+    found = reftune("eval", adapter, "--tasks", "alpaca_eval", *arguments)
+    assert found.code == 0, found.err
+    assert "needs a judge:  reftune judge out/alpaca_eval.json" in found.out.replace(".venv/bin/", "")
+    outputs = json.loads(Path("out/alpaca_eval.json").read_text())
+    assert [row["instruction"] for row in outputs] == ["Name a tree.", "Say nothing."]
+    assert {row["generator"] for row in outputs} == {"adapter"}
+
+
+def test_eval_does_not_mix_answers_of_two_adapters(reftune: Command, data: Path, adapter: str) -> None:
+    given = ("--tasks", "sst2", "--data-dir", data, "--output", "out")
+    assert reftune("eval", adapter, *given).code == 0
+    assert reftune("eval", adapter, *given, "--limit", 3).code == 0
+    other = reftune("eval", "base", *given)
+    assert other.code == 1 and "another --output" in other.err and "--overwrite" in other.err
+    assert reftune("eval", "base", *given, "--overwrite").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--tasks", "sst3"), "'sst3'"),
+        (("--tasks", "gsm8k", "--data-dir", "nowhere"), "math/gsm8k.test.jsonl.gz"),
+    ],
+)
+def test_eval_says_what_is_wrong(
+    reftune: Command, data: Path, adapter: str, arguments: tuple[str, ...], words: str
+) -> None:
+    found = reftune("eval", adapter, *arguments)
+    assert found.code == 1 and words in found.err and len(found.err.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_compare_writes_a_report_and_keeps_its_runs(reftune: Command, data: Path, tmp_path: Path) -> None:
+    model = causal_folder(tmp_path / "base")
+    given = ("--model", model, "--tasks", "sst2", "--epochs", 1, "--data-dir", data, "--output", "out")
+    found = reftune("compare", *given, "--methods", "base,loreft", "--json")
+    assert found.code == 0, found.err
+    assert [Path(page).name for page in found.json["report"]] == ["report.md", "report.html"]
+    text = (tmp_path / "out/report.md").read_text()
+    assert "LoReFT" in text and "SST-2" in text and "reftune compare" in text
+    # one method more: the others are not done again
+    again = reftune("compare", *given, "--methods", "base,loreft,direft")
+    assert again.code == 0, again.err
+    assert again.err.count("kept from before") == 2 and again.err.count("done (") == 1
+    reported = reftune("compare", *given, "--methods", "base,loreft", "--report-only")
+    assert reported.code == 0 and "Report: out/report.html" in reported.out
+
+
+@pytest.mark.slow
+def test_compare_goes_on_when_a_run_fails_and_says_so(reftune: Command, data: Path, tmp_path: Path) -> None:
+    values = {"model": causal_folder(tmp_path / "base"), "tasks": "sst2", "methods": ["bitfit", "base"], "epochs": 1}
+    Path("study.yaml").write_text(yaml.safe_dump(values))
+    found = reftune("compare", "study.yaml", "--data-dir", data, "--output", "out")
+    assert found.code == 1 and "1 of 2 runs are missing; BitFit on sst2" in found.err and "log.txt" in found.err
+    assert "biases" in found.err
+    assert (tmp_path / "out/report.html").is_file()
+
+
+@pytest.mark.slow
+def test_compare_on_an_encoder(reftune: Command, data: Path, tmp_path: Path) -> None:
+    model = encoder_folder(tmp_path / "encoder")
+    given = ("--model", model, "--tasks", "sst2", "--kind", "classes", "--methods", "head_only", "--seeds", "1,2")
+    found = reftune("compare", *given, "--epochs", 1, "--data-dir", data, "--output", "out", "--json")
+    assert found.code == 0, found.err
+    assert [run["seed"] for run in found.json["runs"]] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--model", "x"), 2, "--tasks"),
+        (("--model", "x", "--tasks", "sst2"), 1, "one budget"),
+        (("--model", "x", "--tasks", "sst2", "--epochs", "1", "--seeds", "a"), 2, "42,43,44"),
+    ],
+)
+def test_compare_says_what_is_wrong(reftune: Command, arguments: tuple[str, ...], code: int, words: str) -> None:
+    found = reftune("compare", *arguments)
+    assert found.code == code and words in found.err
+
+
+def test_help_names_every_task(reftune: Command) -> None:
+    shown = reftune("eval", "--help").out
+    assert all(name in shown for name in TASKS)
