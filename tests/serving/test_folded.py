@@ -75,7 +75,7 @@ def test_groups_on_some_layers(tmp_path: Path) -> None:
 
 def test_active_subspaces_only(tmp_path: Path) -> None:
     model, folder = saved(tmp_path, r=4, subspaces=[[0, 1], [2, 3]], active_subspaces=[1], layers=[1])
-    found = folded(folder).at(1, None)
+    found = folded(folder).at(1, (Part(0, 0, 0),))
     phi = model.get_submodule("base_model.model.model.layers.1.hidden_edit.intervention_0.default")
     h = torch.randn(HIDDEN)
     with torch.no_grad():

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import base64
 import importlib.util
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,17 @@ from typer.testing import CliRunner
 
 from reftune.cli.app import app
 from reftune.errors import MissingExtraError, ReftuneError
-from reftune.serving import read_adapter
 from reftune.serving.embedded import ServeSettings
-from reftune.serving.folded import fold_adapter
 from reftune.serving.page import attach_page
 from reftune.serving.page.asks import Question, Server, Unanswered, side_by_side
 from reftune.serving.page.gate import PageGate
 from reftune.serving.page.marks import marked_tokens, summary, token_text
-from reftune.serving.plans import sites_from_wire
+from reftune.serving.vllm.adapters import Reader
 from reftune.serving.vllm.launch import add_arguments, allow_page
+from reftune.serving.vllm.options import Options
 from tests.serving.embedded.conftest import serving
 from tests.serving.folders import KINDS, save_adapters, save_text_base
+from tests.serving.vllm.configs import llama_config
 
 # --- marks ------------------------------------------------------------------------------------------------------------
 
@@ -53,16 +54,14 @@ def test_marks_of_groups_that_meet_at_a_token() -> None:
 
 def test_marks_of_whole_scopes() -> None:
     assert marks(3, sites=[[[0, "all", "all"]]], layers=[[0]]) == ["all, layers 0"] * 3
-    assert marks(3, sites=[[[0, "response", "all"]]]) == [None] * 3
-    told = summary(3, {"sites": [[[0, "response", "all"]]]})
-    assert told == "0 of 3 prompt tokens are edited, and all tokens of the answer: response"
+    assert marks(3, sites=[[[0, "response", "all"]]], layers=[[1]]) == [None] * 3
+    told = summary(3, {"sites": [[[0, "response", "all"]]], "layers": [[1]]})
+    assert told == "0 of 3 prompt tokens are edited, and all tokens of the answer: response, layers 1"
 
 
-def test_marks_without_layers_and_without_edits() -> None:
-    # as vLLM tells it
-    assert marks(3, digest="d", sites=[[[0, "f1", "all"]]]) == ["f1", None, None]
+def test_marks_where_nothing_is_edited() -> None:
     assert marks(2, sites=[]) == [None, None]
-    assert marks(0, sites=[[[0, "f1", "all"]]]) == []
+    assert marks(0, sites=[[[0, "f1", "all"]]], layers=[[0]]) == []
 
 
 def test_one_mark_for_a_group_on_two_kinds_of_sites() -> None:
@@ -243,11 +242,9 @@ def test_adapters_are_told_with_what_they_edit(url: str, folders: dict[str, Path
     found = {one["id"]: one for one in httpx.get(f"{url}/v1/reft_adapters").json()["data"]}
     assert list(found) == ["loreft", "two", "head"]
     for name in ("loreft", "two"):
-        # as it is folded for vLLM, where it is another code that finds out
-        folded = fold_adapter(read_adapter(folders[name]), layers=2, width=32, prefix="model.layers")
-        told = found[name]
-        assert told["digest"] == folded.digest and sites_from_wire(told["sites"]) == folded.sites
-        assert {layer: i for i, layers in enumerate(told["layers"]) for layer in layers} == folded.layers
+        # the server on vLLM tells the same, where it is another code that finds out
+        card = Reader(llama_config(layers=2, width=32), Options()).read(str(folders[name])).card
+        assert found[name] == {"id": name, **json.loads(json.dumps(card.as_dict()))}
     assert found["two"]["groups"][0] == {
         "positions": "f2",
         "layers": [0],

@@ -1,14 +1,15 @@
 """Serving: many adapters beside one base model, one chosen by the `model` of each request.
 
-`modules` reads what the command line names, `adapters` reads and checks saved adapters; both are shared by the
-backends, which are packages of their own: `embedded` runs on transformers alone.
+`modules` reads what the command line names, `adapters` reads and checks saved adapters, `cards` is what is told of
+them; they are shared by the backends, which are packages of their own: `embedded` runs on transformers alone, `vllm` is
+a plug-in of vLLM.
 
 Must not know: training, the command line.
 """
 
 from __future__ import annotations
 
-from .adapters import AdapterError, AdapterFiles, check_layers, check_rank, check_width, read_adapter
+from .adapters import AdapterError, AdapterFiles, check_layers, check_width, read_adapter
 from .modules import ReftModule, allowed_path, check_name, parse_modules
 
 __all__ = [
@@ -18,7 +19,6 @@ __all__ = [
     "allowed_path",
     "check_layers",
     "check_name",
-    "check_rank",
     "check_width",
     "parse_modules",
     "read_adapter",

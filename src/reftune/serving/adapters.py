@@ -2,7 +2,7 @@
 
 Only `adapter_config.json` and `adapter_model.safetensors` are read: neither can execute anything.  All that can be
 known to be wrong without the model is refused here, with the reason: broken files, other methods, tensors that do not
-fit the configuration.  What needs the model's sizes is asked by `check_width`, `check_rank` and `check_layers`.
+fit the configuration.  What needs the model's sizes is asked by `check_width` and `check_layers`.
 
 Must not know: models, transformers, backends.
 """
@@ -30,7 +30,7 @@ from ..errors import ReftuneError
 from ..interventions import INTERVENTIONS
 from ..peft_type import PREFIX
 
-__all__ = ["AdapterError", "AdapterFiles", "check_layers", "check_rank", "check_width", "read_adapter"]
+__all__ = ["AdapterError", "AdapterFiles", "check_layers", "check_width", "read_adapter"]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 CONFIG_LIMIT = 1 << 20
@@ -135,19 +135,6 @@ def check_width(files: AdapterFiles, hidden_size: int) -> None:
         raise AdapterError(
             f"the adapter {str(files.path)!r} edits hidden states of width {_listed(files.widths)}, but those of this "
             f"model have width {hidden_size}; it was made for another model"
-        )
-
-
-def check_rank(files: AdapterFiles, max_rank: int) -> None:
-    """Refuse an adapter that needs more room than there is.  RED and steering have no rank.
-
-    Raises:
-        AdapterError: the rank is higher.
-    """
-    ranks = [g.r for g in files.config.resolved_groups() if INTERVENTIONS[g.intervention].has_subspaces]
-    if ranks and max(ranks) > max_rank:
-        raise AdapterError(
-            f"the adapter {str(files.path)!r} has rank {max(ranks)}, but this server takes ranks up to {max_rank}"
         )
 
 

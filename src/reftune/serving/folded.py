@@ -73,15 +73,11 @@ class FoldedAdapter:
     def nbytes(self) -> int:
         return sum(t.nbytes for one in self.maps.values() for t in one if t is not None)
 
-    def at(self, layer: int, parts: tuple[Part, ...] | None) -> Affine:
-        """The sum of some parts' maps at a layer; of all that are there, if `parts` is None."""
+    def at(self, layer: int, parts: tuple[Part, ...]) -> Affine:
+        """The sum of some parts' maps at a layer."""
         site = self.layers.get(layer)
-        wanted = None if parts is None else {(part.group, part.unit) for part in parts if part.site == site}
-        chosen = [
-            one
-            for (at, group, unit), one in self.maps.items()
-            if at == layer and (wanted is None or (group, unit) in wanted)
-        ]
+        wanted = {(part.group, part.unit) for part in parts if part.site == site}
+        chosen = [one for (at, group, unit), one in self.maps.items() if at == layer and (group, unit) in wanted]
         return joined(chosen)
 
     def to_bytes(self) -> bytes:

@@ -56,7 +56,8 @@ def engine(world: World, **more: Any) -> Any:
 
 def close(llm: Any) -> None:
     """End its processes."""
-    llm.llm_engine.engine_core.shutdown()
+    # on a CPU its workers do not go by themselves, however long it waits
+    llm.llm_engine.engine_core.shutdown(timeout=0.5)
 
 
 def ask(llm: Any, world: World, requests: list[tuple[tuple[int, ...], str | None]], new: int = NEW) -> list[list[int]]:
@@ -64,15 +65,41 @@ def ask(llm: Any, world: World, requests: list[tuple[tuple[int, ...], str | None
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
-    from reftune.serving.vllm import ReftRequest
-
-    numbers = {name: i + 1 for i, name in enumerate(world.names)}
     outputs = llm.generate(
         [TokensPrompt(prompt_token_ids=list(prompt)) for prompt, _ in requests],
         SamplingParams(temperature=0, max_tokens=new, ignore_eos=True, detokenize=False),
-        lora_request=[
-            None if name is None else ReftRequest(name, numbers[name], world.path(name)) for _, name in requests
-        ],
+        lora_request=[None if name is None else named(world, name) for _, name in requests],
         use_tqdm=False,
     )
     return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def named(world: World, name: str) -> Any:
+    """What asks for an adapter of the world, ReFT or LoRA."""
+    from vllm.lora.request import LoRARequest
+
+    from reftune.serving.vllm import ReftRequest
+
+    known = [*world.names, *world.loras]
+    kind = LoRARequest if name in world.loras else ReftRequest
+    return kind(name, known.index(name) + 1, world.path(name))
+
+
+def wrong(llm: Any, world: World, requests: list[tuple[tuple[int, ...], str | None]]) -> list[Any]:
+    """Length and adapter of the requests that vLLM answers differently."""
+    found, wanted = ask(llm, world, requests), world.answers(requests)
+    return [(len(prompt), name) for (prompt, name), a, b in zip(requests, found, wanted, strict=True) if a != b]
+
+
+def cached_tokens(llm: Any, world: World, prompt: tuple[int, ...], name: str | None) -> int:
+    """How many tokens of a prompt the cache of prefixes has for this adapter."""
+    from vllm import SamplingParams
+    from vllm.inputs import TokensPrompt
+
+    (output,) = llm.generate(
+        [TokensPrompt(prompt_token_ids=list(prompt))],
+        SamplingParams(temperature=0, max_tokens=1, detokenize=False),
+        lora_request=None if name is None else named(world, name),
+        use_tqdm=False,
+    )
+    return output.num_cached_tokens

@@ -30,6 +30,11 @@ def text_world(folder: Path) -> World:
     return world
 
 
+def loading_from(folder: Path) -> tuple[str, ...]:
+    """Flags of a server that loads adapters from a folder at run time."""
+    return "--reft-allow-runtime-loading", "--reft-adapter-folder", str(folder)
+
+
 @contextmanager
 def served(world: World, names: Sequence[str], log: Path, *more: str) -> Iterator[str]:
     """The address of a server, which is stopped in the end."""
@@ -55,7 +60,7 @@ def served(world: World, names: Sequence[str], log: Path, *more: str) -> Iterato
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 180) -> None:
+def wait_for(url: str, process: subprocess.Popen[bytes], log: Path, seconds: float = 600) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:

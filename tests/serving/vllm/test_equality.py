@@ -7,25 +7,22 @@ from typing import Any
 
 import pytest
 
-from tests.serving.vllm.engines import ask, close, engine, prepare
-from tests.serving.vllm.worlds import World, make_world, mixed_requests
+from tests.serving.vllm.engines import ask, cached_tokens, close, engine, prepare, wrong
+from tests.serving.vllm.worlds import World, add_loras, make_world, mixed_requests
 
 pytestmark = pytest.mark.vllm
 prepare()
 
 REQUESTS = 210
+LORAS = ("lora-one", "lora-two", "lora-three")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     found = make_world(tmp_path_factory.mktemp("world"))
     assert len(found.names) >= 32
+    add_loras(found, LORAS)
     return found
-
-
-def wrong(llm: Any, world: World, requests: list[tuple[tuple[int, ...], str | None]]) -> list[Any]:
-    found, wanted = ask(llm, world, requests), world.answers(requests)
-    return [(len(prompt), name) for (prompt, name), a, b in zip(requests, found, wanted, strict=True) if a != b]
 
 
 def next_turns(
@@ -41,11 +38,13 @@ def test_adapters_change_the_answers(world: World) -> None:
     base, *others = world.answers([(prompt, None), *((prompt, name) for name in world.names)])
     # an edit of the last layer alone, of tokens before the last, changes nothing
     assert sum(other != base for other in others) >= 0.7 * len(others)
+    assert len({tuple(answer) for answer in [base, *world.answers([(prompt, name) for name in LORAS])]}) == 4
 
 
 @pytest.fixture(scope="module")
 def eager(world: World) -> Iterator[Any]:
-    llm = engine(world)
+    # fewer at once than there are: requests for LoRAs wait for each other, those for ReFT go by
+    llm = engine(world, enable_lora=True, max_loras=2, max_cpu_loras=len(LORAS), max_lora_rank=8)
     yield llm
     close(llm)
 
@@ -66,24 +65,27 @@ def test_conversations_go_on(world: World, eager: Any) -> None:
 def test_cached_prefixes_are_used(world: World, eager: Any) -> None:
     prompt = tuple(range(20, 120))
     name = next(name for name in world.names if name.endswith("-l1"))
-    from vllm import SamplingParams
-    from vllm.inputs import TokensPrompt
-
-    from reftune.serving.vllm import ReftRequest
-
-    def cached(name: str | None) -> int:
-        request = None if name is None else ReftRequest(name, 1, world.path(name))
-        (out,) = eager.generate(
-            [TokensPrompt(prompt_token_ids=list(prompt))],
-            SamplingParams(temperature=0, max_tokens=1, detokenize=False),
-            lora_request=request,
-            use_tqdm=False,
-        )
-        return out.num_cached_tokens
-
-    assert cached(None) < 96
+    assert cached_tokens(eager, world, prompt, None) < 96
     # the last token lies in the fourth block: three are those of the base model
-    assert cached(name) == 96
+    assert cached_tokens(eager, world, prompt, name) == 96
+
+
+def test_loras_and_reft_in_one_batch(world: World, eager: Any) -> None:
+    names = [name for i, reft in enumerate(world.names) for name in (reft, LORAS[i % len(LORAS)])]
+    requests = mixed_requests(names, count=120, seed=6)
+    kinds = ["base" if name is None else "lora" if name in LORAS else "reft" for _, name in requests]
+    assert min(map(kinds.count, ("base", "lora", "reft"))) >= 20
+    assert wrong(eager, world, requests) == []
+    # again, with the cache of prefixes full of what others left
+    assert wrong(eager, world, mixed_requests(names, count=60, seed=7)) == []
+
+
+def test_a_lora_shares_no_prefix(world: World, eager: Any) -> None:
+    prompt = tuple(range(120, 220))
+    last = next(name for name in world.names if name.endswith("-l1"))
+    found = {name: cached_tokens(eager, world, prompt, name) for name in (None, LORAS[0], last, LORAS[1])}
+    assert found == {None: 0, LORAS[0]: 0, last: 96, LORAS[1]: 0}
+    assert cached_tokens(eager, world, prompt, LORAS[0]) == 96
 
 
 def test_preempted_requests(world: World) -> None:

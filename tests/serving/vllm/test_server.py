@@ -11,38 +11,38 @@ from typing import Any
 
 import pytest
 
+from reftune.serving import read_adapter
+from reftune.serving.embedded.edits import card_of
 from tests.serving.vllm.engines import prepare
-from tests.serving.vllm.servers import BASE, served, text_world
-from tests.serving.vllm.worlds import NEW, World, mixed_requests
+from tests.serving.vllm.servers import BASE, loading_from, served, text_world
+from tests.serving.vllm.worlds import NEW, World, add_loras, mixed_requests
 from tests.training.text_models import word_tokenizer
 
 pytestmark = pytest.mark.vllm
 
 NAMES = 12
+LORA = "lora"
 QUESTION = [{"role": "user", "content": "w5 w9 w12 w3"}]
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     prepare()
-    return text_world(tmp_path_factory.mktemp("served"))
+    found = text_world(tmp_path_factory.mktemp("served"))
+    add_loras(found, [LORA])
+    return found
 
 
 @pytest.fixture(scope="module")
 def names(world: World) -> list[str]:
-    return world.names[:NAMES]
+    return [*world.names[:NAMES], "groups"]
 
 
 @pytest.fixture(scope="module")
 def url(world: World, names: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     log = tmp_path_factory.mktemp("log") / "server.log"
-    more = (
-        "--reft-allow-runtime-loading",
-        "--reft-adapter-folder",
-        str(world.folder),
-        "--max-num-batched-tokens",
-        "32",
-    )
+    lora = ("--enable-lora", "--max-lora-rank", "8", "--lora-modules", f"{LORA}={world.path(LORA)}")
+    more = (*loading_from(world.folder), "--max-num-batched-tokens", "32", *lora)
     with served(world, names, log, *more) as found:
         yield found
 
@@ -60,6 +60,12 @@ def post(url: str, route: str, **body: Any) -> Any:
     return httpx.post(f"{url}/v1/{route}", json=body, timeout=60)
 
 
+def told(url: str) -> list[Any]:
+    import httpx
+
+    return httpx.get(f"{url}/v1/reft_adapters").json()["data"]
+
+
 def greedy(client: Any, model: str, prompt: tuple[int, ...], **more: Any) -> Any:
     return client.completions.create(
         model=model,
@@ -71,7 +77,9 @@ def greedy(client: Any, model: str, prompt: tuple[int, ...], **more: Any) -> Any
 
 
 def test_mixed_requests_at_once(world: World, names: list[str], client: Any) -> None:
-    requests = [(tuple(t % 40 + 4 for t in prompt), name) for prompt, name in mixed_requests(names, count=60, seed=6)]
+    requests = [
+        (tuple(t % 40 + 4 for t in prompt), name) for prompt, name in mixed_requests([*names, LORA], count=60, seed=6)
+    ]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda r: greedy(client, r[1] or BASE, r[0]).choices[0].token_ids, requests))
     assert [r for r, a, b in zip(requests, found, world.answers(requests), strict=True) if a != b] == []
@@ -79,8 +87,23 @@ def test_mixed_requests_at_once(world: World, names: list[str], client: Any) -> 
 
 def test_models_are_listed_with_their_parent(names: list[str], client: Any) -> None:
     listed = {model.id: model for model in client.models.list()}
-    assert {BASE, *names} <= set(listed)
-    assert listed[names[0]].parent == BASE and listed[BASE].parent is None
+    assert {BASE, LORA, *names} <= set(listed)
+    assert listed[names[0]].parent == listed[LORA].parent == BASE and listed[BASE].parent is None
+
+
+def test_adapters_are_told_as_the_server_on_transformers_tells_them(world: World, names: list[str], url: str) -> None:
+    cards = {name: card_of(world.model, name, read_adapter(world.path(name)).digest).as_dict() for name in names}
+    wanted = [{"id": name, **json.loads(json.dumps(card))} for name, card in cards.items()]
+    assert [one for one in told(url) if one["id"] in names] == wanted
+    assert wanted[-1]["layers"] == [[1], [2, 3]] and LORA not in [one["id"] for one in told(url)]
+
+
+def test_a_lora_keeps_its_name(world: World, names: list[str], url: str) -> None:
+    taken = post(url, "load_reft_adapter", reft_name=LORA, reft_path=world.path(names[0]), load_inplace=True)
+    assert taken.status_code == 400 and "LoRA" in taken.text
+    assert post(url, "unload_reft_adapter", reft_name=LORA).status_code == 404
+    mistaken = post(url, "load_reft_adapter", reft_name="other", reft_path=world.path(LORA))
+    assert mistaken.status_code == 400 and "'LORA'" in mistaken.text
 
 
 def test_chat_and_its_stream(names: list[str], client: Any) -> None:
@@ -175,7 +198,7 @@ def test_adapters_are_known_to_every_server_process(world: World, tmp_path: Path
     from openai import OpenAI
 
     one, other = world.names[:2]
-    more = ("--api-server-count", "2", "--reft-allow-runtime-loading", "--reft-adapter-folder", str(world.folder))
+    more = ("--api-server-count", "2", *loading_from(world.folder))
     with served(world, [one], tmp_path / "log", *more) as url:
         prompt = tuple(range(4, 34))
         wanted = world.answers([(prompt, one), (prompt, other)])
@@ -188,6 +211,8 @@ def test_adapters_are_known_to_every_server_process(world: World, tmp_path: Path
         assert post(url, "load_reft_adapter", reft_name="late", reft_path=world.path(other)).status_code == 200
         assert [asked(one) for _ in range(8)] == [wanted[0]] * 8
         assert [asked("late") for _ in range(8)] == [wanted[1]] * 8
+        layers = [{one["id"]: one["layers"] for one in told(url)} for _ in range(8)]
+        assert layers == [{one: [[0, 1, 2, 3]], "late": [[1]]}] * 8
         assert post(url, "unload_reft_adapter", reft_name="late").status_code == 200
         import openai
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.serving.vllm.engines import prepare
-from tests.serving.vllm.servers import BASE, served, text_world
+from tests.serving.vllm.servers import BASE, loading_from, served, text_world
 from tests.serving.vllm.worlds import NEW, World, mixed_requests
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -137,13 +137,7 @@ def resident_mb() -> float:
 def test_mixed_load(tmp_path: Path) -> None:
     prepare()
     world = text_world(tmp_path / "world")
-    more = (
-        "--reft-allow-runtime-loading",
-        "--reft-adapter-folder",
-        str(world.folder),
-        "--max-num-batched-tokens",
-        "32",
-    )
+    more = (*loading_from(world.folder), "--max-num-batched-tokens", "32")
     with served(world, world.names[:12], tmp_path / "log", *more) as url:
         # buffers and caches have their size after a while
         warm = Load(world, url, max(20.0, SECONDS / 10))

@@ -1,18 +1,21 @@
 """A tiny model, adapters of every kind for it, mixed requests, and what transformers with reftune answers to them.
 
+LoRAs beside them are PEFT's own.
+
 Must not know: vLLM.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as tf
-from peft import PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from reftune import ReftConfig
 
@@ -84,6 +87,8 @@ class World:
     folder: Path
     model: Any
     names: list[str]
+    loras: dict[str, Any] = field(default_factory=dict)
+    """Name → the base model with this LoRA alone."""
     known: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
 
     @property
@@ -95,15 +100,17 @@ class World:
 
     @torch.inference_mode()
     def answers(self, requests: list[tuple[tuple[int, ...], str | None]], new: int = NEW) -> list[list[int]]:
-        """Greedy tokens of transformers with reftune, each request alone."""
+        """Greedy tokens of transformers with reftune, or with PEFT's LoRA, each request alone."""
         for prompt, name in dict.fromkeys(requests):
             key = (prompt, name, new)
             if key in self.known:
                 continue
-            out = self.model.generate(
+            lora = self.loras.get(name or "")
+            chosen = {"adapter_names": [name or "__base__"]} if lora is None else {}
+            out = (lora or self.model).generate(
                 input_ids=torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-                adapter_names=[name or "__base__"],
+                **chosen,
                 max_new_tokens=new,
                 min_new_tokens=new,
                 do_sample=False,
@@ -130,6 +137,18 @@ def make_world(folder: Path, base: Any = None, chosen: dict[str, ReftConfig] | N
         model.save_pretrained(str(folder), selected_adapters=[name])
     assert isinstance(model, PeftModel)
     return World(folder, model.eval(), list(found))
+
+
+def add_loras(world: World, names: Sequence[str], *, seed: int = 2) -> None:
+    """Save LoRAs of all linear layers beside the other adapters."""
+    torch.manual_seed(seed)
+    for number, name in enumerate(names):
+        base = tf.AutoModelForCausalLM.from_pretrained(world.base)
+        # random: that of PEFT changes nothing
+        config = LoraConfig(r=2 + number, lora_alpha=8, target_modules="all-linear", init_lora_weights=False)
+        model = get_peft_model(base, config)
+        model.save_pretrained(world.path(name))
+        world.loras[name] = model.eval()
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -217,7 +217,7 @@ def _models(service: Service) -> Any:
 async def reft_adapters(request: Request) -> dict[str, Any]:
     """All adapters, and what they edit."""
     entries = service_of(request).engine.bank
-    return {"object": "list", "data": [{"id": e.name, "digest": e.digest, **asdict(e.edits)} for e in entries]}
+    return {"object": "list", "data": [{"id": entry.name, **entry.card.as_dict()} for entry in entries]}
 
 
 @router.post("/v1/load_reft_adapter")

@@ -22,7 +22,8 @@ from torch import nn
 
 from ...errors import ReftuneError
 from ..adapters import AdapterError, AdapterFiles, check_layers, check_width
-from .edits import Edits, edits_of
+from ..cards import AdapterCard
+from .edits import card_of
 
 __all__ = ["BASE", "AdapterBank", "Entry"]
 
@@ -36,9 +37,8 @@ class Entry:
     name: str
     path: str
     slot: str
-    digest: str
+    card: AdapterCard
     style: Any = None
-    edits: Edits = field(default_factory=Edits)
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
     retired: bool = False
@@ -96,7 +96,7 @@ class AdapterBank:
             self._free.append(slot)
             raise
         assert self.adapted is not None
-        entry = Entry(name, str(files.path), slot, files.digest, style, edits_of(self.adapted, slot))
+        entry = Entry(name, str(files.path), slot, card_of(self.adapted, slot, files.digest), style)
         with self._lock:
             self._entries[name] = entry
             self._retire(old)

@@ -5,29 +5,18 @@ Must not know: requests, how positions are counted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from peft import PeftModel
 
 from ...tuner.layer import ReftLayer
-from ..plans import Site, Sites
+from ..cards import AdapterCard, group_facts
+from ..plans import Site
 
-__all__ = ["Edits", "edits_of"]
-
-GROUP_FIELDS = ("positions", "layers", "component", "intervention", "r")
-
-
-@dataclass(frozen=True)
-class Edits:
-    sites: Sites = ()
-    layers: tuple[tuple[int, ...], ...] = ()
-    """Of each site, in order."""
-    groups: tuple[dict[str, Any], ...] = ()
-    """As the adapter's configuration has them."""
+__all__ = ["card_of"]
 
 
-def edits_of(model: PeftModel, slot: str) -> Edits:
+def card_of(model: PeftModel, slot: str, digest: str) -> AdapterCard:
     """Of the adapter that PEFT knows as `slot`."""
     config: Any = model.peft_config[slot]
     groups = config.resolved_groups()
@@ -36,8 +25,5 @@ def edits_of(model: PeftModel, slot: str) -> Edits:
         if isinstance(layer, ReftLayer) and slot in layer.groups:
             site = tuple((groups.index(group), group.positions, group.tie) for group in layer.groups[slot])
             found.setdefault(site, set()).add(layer.layer)
-    return Edits(
-        tuple(found),
-        tuple(tuple(sorted(layers)) for layers in found.values()),
-        tuple({name: getattr(group, name) for name in GROUP_FIELDS} for group in groups),
-    )
+    layers = tuple(tuple(sorted(numbers)) for numbers in found.values())
+    return AdapterCard(digest, tuple(found), layers, group_facts(groups))

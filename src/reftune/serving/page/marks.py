@@ -1,7 +1,6 @@
 """Which tokens of a prompt are edited, in words and as marks on the tokens.
 
-An adapter is what `/v1/reft_adapters` says of it: `sites` and, where the server knows them, `layers` (of each site) and
-`groups`.
+An adapter is what `/v1/reft_adapters` says of it: `sites` and, of each, its `layers`.
 
 Must not know: HTTP, Gradio, how positions are counted.
 """
@@ -64,13 +63,12 @@ def _described(parts: Iterable[Part], adapter: Mapping[str, Any]) -> str:
     for part in parts:
         text, tie = next((text, tie) for group, text, tie in sites[part.site] if group == part.group)
         found.setdefault((part.group, text, tie, part.unit), set()).add(part.site)
-    layers = adapter.get("layers")
     words = []
     for (_, text, tie, unit), at in sorted(found.items()):
         units = len(unit_slices(parse_positions(text), tie))  # type: ignore[arg-type]
         which = f" (Φ {unit + 1} of {units})" if units > 1 else ""
-        where = "" if layers is None else f", layers {_ranges(layer for site in at for layer in layers[site])}"
-        words.append(f"{text}{which}{where}")
+        layers = _ranges(layer for site in at for layer in adapter["layers"][site])
+        words.append(f"{text}{which}, layers {layers}")
     return "; ".join(words)
 
 

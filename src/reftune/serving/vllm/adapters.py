@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..adapters import AdapterError, read_adapter
+from ..adapters import AdapterError, AdapterFiles, read_adapter
+from ..cards import AdapterCard, group_facts
 from ..folded import FoldedAdapter, fold_adapter
 from ..plans import most_sets
 from .architectures import ARCHITECTURES
 from .options import Options
-from .requests import Wire
 
-__all__ = ["Reader"]
+__all__ = ["ReadAdapter", "Reader"]
 
 FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+class ReadAdapter(NamedTuple):
+    """For the workers the maps, for everybody else the card."""
+
+    maps: FoldedAdapter
+    card: AdapterCard
 
 
 class Reader:
@@ -33,26 +40,27 @@ class Reader:
         sequences = config.scheduler_config.max_num_seqs
         self.most_sets = max(1, options.slots_for(sequences) // sequences)
         self.on_cpu = config.device_config.device_type == "cpu"
-        self._known: dict[tuple[Any, ...], Wire] = {}
+        self._known: dict[tuple[Any, ...], AdapterCard] = {}
 
-    def known(self, path: str) -> Wire | None:
+    def known(self, path: str) -> AdapterCard | None:
         """What was read of a folder before, as long as its files stay as they are."""
         return self._known.get(_stamp(path))
 
-    def read(self, path: str) -> FoldedAdapter:
+    def read(self, path: str) -> ReadAdapter:
         """The adapter in a folder.
 
         Raises:
             AdapterError: it cannot be served; the message says why.
         """
         stamp = _stamp(path)
-        found = self._checked(path)
-        self._known[stamp] = Wire(found.digest, found.sites)
-        return found
+        files = read_adapter(path)
+        maps = self._folded(path, files)
+        card = self._known[stamp] = _card(files, maps)
+        return ReadAdapter(maps, card)
 
-    def _checked(self, path: str) -> FoldedAdapter:
+    def _folded(self, path: str, files: AdapterFiles) -> FoldedAdapter:
         prefix = ARCHITECTURES[self.architecture].path
-        adapter = fold_adapter(read_adapter(path), layers=self.layers, width=self.width, prefix=prefix)
+        adapter = fold_adapter(files, layers=self.layers, width=self.width, prefix=prefix)
         if adapter.rank > self.options.max_rank:
             raise AdapterError(
                 f"the adapter {path!r} has rank {adapter.rank}, but this server takes ranks up to "
@@ -64,6 +72,12 @@ class Reader:
                 f"but there is room for {self.most_sets} of each request; start the server with more --reft-slots"
             )
         return adapter
+
+
+def _card(files: AdapterFiles, maps: FoldedAdapter) -> AdapterCard:
+    # workers count sites as the maps do
+    layers = tuple(tuple(layer for layer, at in maps.layers.items() if at == site) for site in range(len(maps.sites)))
+    return AdapterCard(maps.digest, maps.sites, layers, group_facts(files.config.resolved_groups()))
 
 
 def _stamp(path: str) -> tuple[Any, ...]:

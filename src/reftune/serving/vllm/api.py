@@ -20,9 +20,9 @@ from ...errors import ReftuneError
 from ..modules import ReftModule, allowed_path, check_name, parse_modules
 from ..page import attach_page
 from .adapters import Reader
-from .frontend import forget, load_async, reader_of, request_for
+from .frontend import forget, load_async, reader_of
 from .registry import Registry
-from .requests import ReftRequest, Wire
+from .requests import ReftRequest
 
 __all__ = ["ReftEndpoints"]
 
@@ -74,32 +74,46 @@ class ReftEndpoints:
             return
         reader = reader_of(engine_client)
         for module in parse_modules(modules, base_names=[base.name for base in models.base_model_paths]):
-            await add(engine_client, registry, reader, module)
+            # another API process may have been here first
+            await add(engine_client, registry, reader, module, replace=True)
 
 
-async def add(engine: Any, registry: Registry, reader: Reader, module: ReftModule) -> None:
+async def add(engine: Any, registry: Registry, reader: Reader, module: ReftModule, *, replace: bool) -> None:
     """Read an adapter, have the workers keep it, then give it its name.
 
     Raises:
-        ReftuneError: it cannot be served.
+        ReftuneError: it cannot be served, or not under this name.
     """
-    if module.name in CONTENT_TYPES:
-        raise ReftuneError(f"the adapter name {module.name!r} means a kind of content to vLLM; give it another")
-    adapter = await asyncio.get_running_loop().run_in_executor(None, reader.read, module.path)
-    await load_async(engine, adapter)
+    check_free(registry, module.name, replace=replace)
+    maps, card = await asyncio.get_running_loop().run_in_executor(None, reader.read, module.path)
+    await load_async(engine, maps)
     with registry.changing():
-        before = dict.get(registry, module.name)
-        number = registry.next_number() if before is None else before.lora_int_id
-        registry[module.name] = request_for(module.name, number, module.path, Wire(adapter.digest, adapter.sites))
-    if isinstance(before, ReftRequest) and before.digest != adapter.digest:
+        before = registry.cards().get(module.name)
+        number = registry.next_number() if before is None else registry[module.name].lora_int_id
+        registry[module.name] = ReftRequest(module.name, number, module.path, card=card)
+    if before is not None and before.digest != card.digest:
         await let_go(engine, registry, before.digest)
+
+
+def check_free(registry: Registry, name: str, *, replace: bool) -> None:
+    """Refuse a name that an adapter may not have.
+
+    Raises:
+        ReftuneError: it means something else to vLLM, or there is an adapter of this name.
+    """
+    if name in CONTENT_TYPES:
+        raise ReftuneError(f"the adapter name {name!r} means a kind of content to vLLM; give it another")
+    found = registry.get(name)
+    if found is not None and not isinstance(found, ReftRequest):
+        raise ReftuneError(f"the adapter name {name!r} is that of a LoRA; give the ReFT adapter another")
+    if found is not None and not replace:
+        raise ReftuneError(f"the adapter name {name!r} is taken; unload it first, or set load_inplace to replace it")
 
 
 async def let_go(engine: Any, registry: Registry, digest: str) -> None:
     """Tell the engine that no name means this adapter any more, if that is so."""
-    if any(isinstance(request, ReftRequest) and request.digest == digest for request in registry.values()):
-        return
-    await forget(engine, digest)
+    if all(card.digest != digest for card in registry.cards().values()):
+        await forget(engine, digest)
 
 
 async def load_reft_adapter(body: LoadReftAdapter, raw: Request) -> JSONResponse:
@@ -112,12 +126,9 @@ async def load_reft_adapter(body: LoadReftAdapter, raw: Request) -> JSONResponse
     async with state.reft_lock:
         try:
             check_name(body.reft_name, base_names=bases)
-            if body.reft_name in registry and not body.load_inplace:
-                raise ReftuneError(
-                    f"the adapter name {body.reft_name!r} is taken; unload it first, or set load_inplace to replace it"
-                )
             path = allowed_path(body.reft_path, state.args.reft_adapter_folder or [])
-            await add(engine, registry, reader_of(engine), ReftModule(body.reft_name, str(path)))
+            module = ReftModule(body.reft_name, str(path))
+            await add(engine, registry, reader_of(engine), module, replace=body.load_inplace)
         except ReftuneError as error:
             return _error(400, str(error))
     return JSONResponse({"status": "ok", "name": body.reft_name})
@@ -131,20 +142,18 @@ async def unload_reft_adapter(body: UnloadReftAdapter, raw: Request) -> JSONResp
     registry = state.openai_serving_models.lora_requests
     async with state.reft_lock:
         with registry.changing():
-            found = dict.get(registry, body.reft_name)
-            if not isinstance(found, ReftRequest):
-                return _error(404, f"there is no adapter {body.reft_name!r}", "NotFoundError")
+            found = registry.cards().get(body.reft_name)
+            if found is None:
+                return _error(404, f"there is no ReFT adapter {body.reft_name!r}", "NotFoundError")
             del registry[body.reft_name]
         await let_go(state.engine_client, registry, found.digest)
     return JSONResponse({"status": "ok", "name": body.reft_name})
 
 
 async def reft_adapters(raw: Request) -> JSONResponse:
-    """All adapters, and which positions of a prompt they edit."""
-    registry = raw.app.state.openai_serving_models.lora_requests
-    found = [request for request in registry.values() if isinstance(request, ReftRequest)]
-    data = [{"id": request.lora_name, **Wire(request.digest, request.sites).to_wire()} for request in found]
-    return JSONResponse({"object": "list", "data": data})
+    """All adapters, and what they edit."""
+    cards = raw.app.state.openai_serving_models.lora_requests.cards()
+    return JSONResponse({"object": "list", "data": [{"id": name, **card.as_dict()} for name, card in cards.items()]})
 
 
 def _refused(state: Any) -> JSONResponse | None:

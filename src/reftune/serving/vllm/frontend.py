@@ -12,12 +12,13 @@ import inspect
 from typing import Any
 
 from ..adapters import AdapterError
+from ..cards import AdapterCard
 from ..folded import FoldedAdapter
-from .adapters import Reader
+from .adapters import ReadAdapter, Reader
 from .options import KEY, options_of, why_not
 from .requests import WIRE, ReftRequest, Wire
 
-__all__ = ["forget", "install", "load_async", "reader_of", "ready", "refusal_of", "request_for"]
+__all__ = ["forget", "install", "load_async", "reader_of", "ready", "refusal_of"]
 
 BEAMS = "beam search asks for the answer so far as a new prompt, so that the edited positions would move"
 
@@ -71,7 +72,7 @@ def _resolved(own: Any) -> Any:
             raise _error(f"{WIRE!r} is not for clients to set", WIRE)
         if not isinstance(request, ReftRequest):
             return own(*given.args, **given.kwargs)
-        if not request.digest:
+        if request.card is None:
             raise _error(f"the adapter {request.lora_name!r} was not loaded before the request", "lora_request")
         if not hasattr(params, "extra_args"):
             raise _error("a ReFT adapter is for text generation only, not for pooling", "lora_request")
@@ -87,7 +88,7 @@ def _resolved(own: Any) -> Any:
         # these are a copy of its own
         made.sampling_params.extra_args = {
             **(made.sampling_params.extra_args or {}),
-            WIRE: Wire(request.digest, request.sites).to_wire(),
+            WIRE: Wire.of(request.card).to_wire(),
         }
         return made
 
@@ -115,13 +116,12 @@ def _ensured_async(own: Any) -> Any:
     async def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
         request = given.arguments.get("lora_request")
-        if isinstance(request, ReftRequest) and not request.digest:
-            wire = _known(self, request)
-            if wire is None:
-                adapter = _read(self, request)
-                await load_async(self, adapter)
-                wire = Wire(adapter.digest, adapter.sites)
-            given.arguments["lora_request"] = _named(request, wire)
+        if isinstance(request, ReftRequest) and request.card is None:
+            card = _known(self, request)
+            if card is None:
+                maps, card = _read(self, request)
+                await load_async(self, maps)
+            given.arguments["lora_request"] = request.with_card(card)
         return await own(*given.args, **given.kwargs)
 
     return add_request
@@ -133,36 +133,35 @@ def ready(engine: Any, request: ReftRequest) -> ReftRequest:
     Raises:
         VLLMValidationError: the adapter cannot be served.
     """
-    if request.digest:
+    if request.card is not None:
         return request
-    wire = _known(engine, request)
-    if wire is None:
-        adapter = _read(engine, request)
-        core, content = engine.engine_core, adapter.to_bytes()
+    card = _known(engine, request)
+    if card is None:
+        maps, card = _read(engine, request)
+        core, content = engine.engine_core, maps.to_bytes()
         # without processes of its own, the core is right here
         call = getattr(core, "call_utility", None)
         if call is not None:
-            problem = call("reft_load", adapter.digest, content)
+            problem = call("reft_load", card.digest, content)
         else:
-            problem = core.engine_core.reft_load(adapter.digest, content)
+            problem = core.engine_core.reft_load(card.digest, content)
         if problem:
             raise _error(problem, "lora_request")
-        _loaded(engine).add(adapter.digest)
-        wire = Wire(adapter.digest, adapter.sites)
-    return _named(request, wire)
+        _loaded(engine).add(card.digest)
+    return request.with_card(card)
 
 
-async def load_async(engine: Any, adapter: FoldedAdapter) -> None:
+async def load_async(engine: Any, maps: FoldedAdapter) -> None:
     """Have the engine's workers keep an adapter.
 
     Raises:
         AdapterError: they do not.
     """
-    answers = await _asked(engine, "reft_load", adapter.digest, adapter.to_bytes())
+    answers = await _asked(engine, "reft_load", maps.digest, maps.to_bytes())
     problem = next((answer for answer in answers if answer), None)
     if problem:
         raise AdapterError(problem)
-    _loaded(engine).add(adapter.digest)
+    _loaded(engine).add(maps.digest)
 
 
 async def forget(engine: Any, digest: str) -> None:
@@ -177,11 +176,6 @@ async def _asked(engine: Any, method: str, *args: Any) -> list[Any]:
     if hasattr(core, "call_utility_all_async"):
         return await core.call_utility_all_async(method, *args)
     return [await core.call_utility_async(method, *args)]
-
-
-def request_for(name: str, number: int, path: str, wire: Wire) -> ReftRequest:
-    """The request for an adapter that is loaded."""
-    return ReftRequest(lora_name=name, lora_int_id=number, lora_path=path, digest=wire.digest, sites=wire.sites)
 
 
 def refusal_of(config: Any) -> str | None:
@@ -210,19 +204,15 @@ def reader_of(engine: Any) -> Reader:
     return found
 
 
-def _read(engine: Any, request: ReftRequest) -> FoldedAdapter:
+def _read(engine: Any, request: ReftRequest) -> ReadAdapter:
     try:
         return reader_of(engine).read(request.lora_path)
     except AdapterError as error:
         raise _error(str(error), "lora_request") from error
 
 
-def _named(request: ReftRequest, wire: Wire) -> ReftRequest:
-    return request_for(request.lora_name, request.lora_int_id, request.lora_path, wire)
-
-
-def _known(engine: Any, request: ReftRequest) -> Wire | None:
-    """What a request's adapter edits, if it is loaded and its files are as they were."""
+def _known(engine: Any, request: ReftRequest) -> AdapterCard | None:
+    """The card of a request's adapter, if it is loaded and its files are as they were."""
     try:
         found = reader_of(engine).known(request.lora_path)
     except AdapterError as error:

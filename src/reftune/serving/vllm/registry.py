@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..plans import sites_from_wire
-from .requests import ReftRequest, Wire
+from ..cards import AdapterCard
+from .requests import ReftRequest
 
 __all__ = ["Registry"]
 
@@ -51,6 +51,14 @@ class Registry(dict[str, Any]):
     def items(self) -> Any:
         self.refresh()
         return super().items()
+
+    # --- looked at by us ----------------------------------------------------------------------------------------------
+
+    def cards(self) -> dict[str, AdapterCard]:
+        """Of the ReFT adapters, by name."""
+        self.refresh()
+        found = {name: request for name, request in dict.items(self) if isinstance(request, ReftRequest)}
+        return {name: request.card for name, request in found.items() if request.card is not None}
 
     # --- changed by us ------------------------------------------------------------------------------------------------
 
@@ -99,15 +107,10 @@ class Registry(dict[str, Any]):
 
 
 def _entry(request: ReftRequest) -> dict[str, Any]:
-    wire = Wire(request.digest, request.sites).to_wire()
-    return {"name": request.lora_name, "number": request.lora_int_id, "path": request.lora_path, **wire}
+    assert request.card is not None, "only what is loaded has a name"
+    names = {"name": request.lora_name, "number": request.lora_int_id, "path": request.lora_path}
+    return {**names, "card": request.card.as_dict()}
 
 
 def _request(entry: dict[str, Any]) -> ReftRequest:
-    return ReftRequest(
-        lora_name=entry["name"],
-        lora_int_id=entry["number"],
-        lora_path=entry["path"],
-        digest=entry["digest"],
-        sites=sites_from_wire(entry["sites"]),
-    )
+    return ReftRequest(entry["name"], entry["number"], entry["path"], card=AdapterCard.from_dict(entry["card"]))

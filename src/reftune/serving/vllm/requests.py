@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vllm.lora.request import LoRARequest
 
+from ..cards import AdapterCard
 from ..plans import Edit, Sites, plan, sites_from_wire
 
 __all__ = ["WIRE", "ReftRequest", "Wire", "wire_of"]
@@ -26,9 +27,12 @@ class ReftRequest(LoRARequest):
     It is read and checked when a request first names it; if its files have changed since, it is read anew.
     """
 
-    digest: str = ""
-    """Of its files, once they are read; empty before."""
-    sites: Any = ()
+    card: AdapterCard | None = None
+    """Of the adapter, once its files are read and loaded."""
+
+    def with_card(self, card: AdapterCard) -> ReftRequest:
+        """The same request, for what was read."""
+        return ReftRequest(self.lora_name, self.lora_int_id, self.lora_path, card=card)
 
 
 class Wire(NamedTuple):
@@ -36,6 +40,10 @@ class Wire(NamedTuple):
 
     digest: str
     sites: Sites
+
+    @classmethod
+    def of(cls, card: AdapterCard) -> Wire:
+        return cls(card.digest, card.sites)
 
     def edits(self, length: int) -> tuple[Edit, ...]:
         """Those of a prompt of `length` tokens."""

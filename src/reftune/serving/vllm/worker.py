@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..folded import FoldedAdapter
+from . import cpu_lora
 from .architectures import ARCHITECTURES, blocks_of
 from .bank import Bank
 from .edits import Edits, Window, activate, active
@@ -111,6 +112,8 @@ def attach(runner: Any, options: Options) -> None:
     for number, block in blocks.items():
         setattr(block, LAYER, number)
         block.register_forward_hook(hook)
+    if config.lora_config is not None and runner.device.type == "cpu":
+        cpu_lora.repair()
     if hasattr(runner, "model_state"):
         watch_second(runner, edits)
     else:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import pytest
 
 from tests.serving.vllm.engines import ask, close, engine, needs_interpreter, prepare
-from tests.serving.vllm.worlds import World, make_world, mixed_requests
+from tests.serving.vllm.worlds import World, add_loras, make_world, mixed_requests
 
 pytestmark = [pytest.mark.vllm, needs_interpreter]
+
+LORAS = ("lora-one", "lora-two")
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     prepare()
-    return make_world(tmp_path_factory.mktemp("world"))
+    found = make_world(tmp_path_factory.mktemp("world"))
+    add_loras(found, LORAS)
+    return found
 
 
 def second_runner(llm: object) -> bool:
@@ -22,10 +26,11 @@ def second_runner(llm: object) -> bool:
 
 def test_second_runner(world: World) -> None:
     # few blocks, so that requests are preempted and come again
-    llm = engine(world, num_gpu_blocks_override=14)
+    llm = engine(world, num_gpu_blocks_override=14, enable_lora=True, max_loras=2, max_lora_rank=8)
     try:
         assert second_runner(llm)
-        requests = mixed_requests(world.names, count=60, seed=7)
+        requests = mixed_requests([*world.names, *LORAS], count=70, seed=7)
+        assert {*LORAS, None} < {name for _, name in requests}
         assert ask(llm, world, requests) == world.answers(requests)
     finally:
         close(llm)
