@@ -30,7 +30,7 @@ help:
 	@echo 'make wheel   build the wheel and try it in a fresh environment'
 	@echo 'make bench   everything beside every peer, with targets (an hour; peers in .venv-peers); ARGS=--resume goes on'
 	@echo 'make bench-quick  step times of ours and of the floor (3 minutes)'
-	@echo 'make bench-serving  vLLM with 1 to 512 adapters beside vLLM alone'
+	@echo 'make bench-serving  vLLM with 1 to 512 adapters beside vLLM alone and its LoRA (15 minutes)'
 	@echo 'make bench-gpu    step times of 1B and 8B shapes on a GPU'
 	@echo 'make clean   remove the environment and build outputs'
 

@@ -19,7 +19,7 @@ COUNTS = (1, 8, 64, 512)
 REQUESTS, PROMPT, NEW, RANK = 32, 64, 32, 4
 # of vLLM's LoRA; all requests at once fit into the slots, not all of 512 adapters
 LORA_RANK, SLOTS = 8, 64
-ROUNDS = 5
+ROUNDS, LORA_EVERY = 12, 4
 PLAIN, AGAIN = "vLLM alone", "vLLM alone, again"
 
 
@@ -36,6 +36,7 @@ def measure(settings: Settings, done: set[str]) -> Iterator[tuple[str, Measureme
         "rank": RANK,
         "lora_rank": LORA_RANK,
         "slots": SLOTS,
+        "lora_every": 1 if settings.tiny else LORA_EVERY,
         "alone": (PLAIN, AGAIN),
         "rounds": settings.rounds(ROUNDS),
     }
@@ -44,8 +45,14 @@ def measure(settings: Settings, done: set[str]) -> Iterator[tuple[str, Measureme
 
 def relative(measurement: Measurement, count: int) -> Spread:
     """Requests a second with so many adapters ÷ without the plug-in."""
-    seconds = measurement["seconds"]
-    return ratios(seconds[PLAIN], seconds[f"{REFT} {count}"])
+    return to_plain(measurement, f"{REFT} {count}")
+
+
+def to_plain(measurement: Measurement, name: str) -> Spread:
+    """Rate ÷ that of vLLM alone in the same round, of the rounds that it took part in."""
+    plain, found = measurement["seconds"][PLAIN], measurement["seconds"][name]
+    both = [(a, b) for a, b in zip(plain, found, strict=True) if b is not None]
+    return ratios([a for a, _ in both], [b for _, b in both])
 
 
 def tables(measurements: dict[str, Measurement]) -> Iterator[str]:
@@ -53,8 +60,9 @@ def tables(measurements: dict[str, Measurement]) -> Iterator[str]:
         yield explanation(measurement)
         rows = []
         for name, seconds in measurement["seconds"].items():
-            rows.append([name, *speeds(measurement, seconds), ratios(measurement["seconds"][PLAIN], seconds).text()])
-        yield table(("adapters", "requests/s", "tokens/s", "÷ vLLM alone"), rows)
+            taken = [s for s in seconds if s is not None]
+            rows.append([name, str(len(taken)), *speeds(measurement, taken), to_plain(measurement, name).text()])
+        yield table(("adapters", "rounds", "requests/s", "tokens/s", "÷ vLLM alone"), rows)
         yield (
             "To load an adapter is to read, check and send it to the worker; of LoRA, also to copy it into a slot. Its "
             "bytes in the worker's memory, in each of the slots, which are there from the start, and on disk."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -301,7 +302,7 @@ def groups() -> dict[str, dict[str, Any]]:
                     "ReFT 0": [2.0, 4.0],
                     "ReFT 1": [2.05, 4.1],
                     "ReFT 512": [2.5, 5.0],
-                    "LoRA 512": [8.0, 16.0],
+                    "LoRA 512": [8.0, None],
                 },
                 "adapters": {
                     "ReFT": {"load_s": [0.1, 0.05, 0.2], "bytes": 1e6, "disk_bytes": 5e5},
@@ -366,7 +367,8 @@ def test_the_report_has_every_group_and_says_what_failed(tmp_path: Path) -> None
     assert "| AdapterHub | failed: it broke |" in text
     assert "| rank: 64 | failed: too big |" in text
     assert "| pyreft | 1.80 (1.20–2.40) | 1.20 (1.20–1.20) | 1,000 | 100 | 5 | 2.000 → 1.000 | – |" in text
-    assert f"| {bench_serving.AGAIN} | 3.00 (2.00–4.00) | 6.00 (4.00–8.00) | 2.00 (2.00–2.00) |" in text
+    assert re.search(r"\| LoRA 512 \| 1 \| 0\.50* .*\| 1\.00* .*\| 0\.250? ", text)
+    assert f"| {bench_serving.AGAIN} | 2 | 3.00 (2.00–4.00) | 6.00 (4.00–8.00) | 2.00 (2.00–2.00) |" in text
     assert "| LoRA | 40.0 (40.0–40.0) | 10.00 | 13.00 | 10.00 |" in text and "`max_cpu_loras` 512" in text
     latest = json.loads((tmp_path / "latest.json").read_text())
     assert latest == {"targets": all_targets(groups())}

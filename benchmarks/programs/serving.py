@@ -1,7 +1,8 @@
 """Throughput of vLLM with 0, 1, 8, … ReFT adapters, as many of vLLM's own LoRA, and twice without either, in turn.
 
 Request: `folder` of the model, `counts` of adapters, `requests`, `prompt`, `new`, `rounds`, `rank`, `lora_rank`,
-`slots`: LoRA adapters that may be in one batch, and `alone`: names of two engines without adapters.
+`slots`: LoRA adapters that may be in one batch, `lora_every`: in every how many rounds LoRA takes part, and `alone`:
+names of two engines without adapters.
 """
 
 from __future__ import annotations
@@ -147,8 +148,11 @@ def warm_up(started: dict[str, EngineProcess], plain: str, most: int) -> None:
             raise RuntimeError(f"the adapters of {name} change no answer")
 
 
-def measure(started: dict[str, EngineProcess], request: dict[str, Any]) -> dict[str, list[float]]:
-    """Seconds of each round, by the engine's name, or its name and how many adapters are asked for."""
+def measure(started: dict[str, EngineProcess], request: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Seconds of each round, by the engine's name, or its name and how many adapters are asked for.
+
+    None where LoRA was left out: it takes three times as long, and rounds are what makes differences certain.
+    """
     first, second = request["alone"]
     counts = (0, *request["counts"])
     order: dict[str, tuple[str, int]] = {first: (first, 0)}
@@ -156,11 +160,12 @@ def measure(started: dict[str, EngineProcess], request: dict[str, Any]) -> dict[
     # not next to the first: they stand as far apart as engines that are compared do
     order[second] = (second, 0)
     order.update({f"{LORA} {count}": (LORA, count) for count in counts})
-    seconds: dict[str, list[float]] = {name: [] for name in (first, second, *order)}
+    seconds: dict[str, list[float | None]] = {name: [] for name in (first, second, *order)}
     for turn in range(request["rounds"]):
         for name in order if turn % 2 == 0 else reversed(order):
             engine, count = order[name]
-            seconds[name].append(started[engine].ask("run", count, turn)[0])
+            left_out = engine == LORA and turn % request["lora_every"] > 0
+            seconds[name].append(None if left_out else started[engine].ask("run", count, turn)[0])
     return seconds
 
 
