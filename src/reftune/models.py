@@ -33,7 +33,16 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .errors import ReftuneError
 
-__all__ = ["SMOLLM2", "is_adapter", "load_adapter", "load_base", "load_classifier", "load_tokenizer", "save_adapter"]
+__all__ = [
+    "SMOLLM2",
+    "adapter_config",
+    "is_adapter",
+    "load_adapter",
+    "load_base",
+    "load_classifier",
+    "load_tokenizer",
+    "save_adapter",
+]
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -184,26 +193,40 @@ def is_adapter(name: str | Path) -> bool:
     )
 
 
-def load_adapter(
-    folder: str | Path, *, base: str | None = None, dtype: torch.dtype | str = "auto"
-) -> tuple[PeftModel, PreTrainedTokenizerBase]:
-    """Model with the adapter of a folder (or the Hub) on it, ready for inference, and its tokenizer.
+def adapter_config(folder: str | Path) -> PeftConfig:
+    """The configuration of an adapter in a folder or on the Hub.
 
     Raises:
-        ReftuneError: there is no adapter, or its base model is not to be had or of another shape.
+        ReftuneError: there is none, or it cannot be read.
     """
     if not is_adapter(folder):
         what = "holds no adapter_config.json" if Path(folder).is_dir() else "is neither a folder nor on the Hub"
         raise ReftuneError(f"there is no adapter in {str(folder)!r}: it {what}")
     try:
-        config = PeftConfig.from_pretrained(str(folder), **_hub_arguments(folder))
+        return PeftConfig.from_pretrained(str(folder), **_hub_arguments(folder))
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise ReftuneError(f"the adapter_config.json of {str(folder)!r} cannot be read: {_brief(error)}") from error
+
+
+def load_adapter(
+    folder: str | Path, *, base: str | None = None, dtype: torch.dtype | str = "auto", labels: int | None = None
+) -> tuple[PeftModel, PreTrainedTokenizerBase]:
+    """Model with the adapter of a folder (or the Hub) on it, ready for inference, and its tokenizer.
+
+    The base is a causal language model, or with `labels` a classifier with so many outputs.
+
+    Raises:
+        ReftuneError: there is no adapter, or its base model is not to be had or of another shape.
+    """
+    config = adapter_config(folder)
     name = base or config.base_model_name_or_path
     if not name:
         raise ReftuneError(f"the adapter {str(folder)!r} does not name its base model; name it with --base")
     try:
-        model, tokenizer = load_base(name, dtype=dtype)
+        if labels is None:
+            model, tokenizer = load_base(name, dtype=dtype)
+        else:
+            model, tokenizer = load_classifier(name, labels=labels, dtype=dtype)
     except ReftuneError as error:
         raise ReftuneError(f"the base model of the adapter {str(folder)!r}: {error}; --base names another") from error
     try:

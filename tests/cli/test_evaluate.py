@@ -126,6 +126,23 @@ def test_compare_on_an_encoder(reftune: Command, data: Path, tmp_path: Path) -> 
     assert [run["seed"] for run in found.json["runs"]] == [1, 2]
 
 
+@pytest.mark.slow
+def test_eval_scores_the_adapter_of_an_encoder(reftune: Command, data: Path, tmp_path: Path) -> None:
+    """On all rows; the comparison reports those of one half, which are among them."""
+    model = encoder_folder(tmp_path / "encoder")
+    given = ("--model", model, "--tasks", "sst2", "--kind", "classes", "--methods", "loreft", "--epochs", 1)
+    compared = reftune("compare", *given, "--data-dir", data, "--output", "out", "--json").json["runs"][0]
+    run = tmp_path / "out/runs" / compared["key"]
+    found = reftune("eval", run / "adapter", "--tasks", "sst2", "--data-dir", data, "--output", "scores", "--json")
+    assert found.code == 0, found.err
+    lines = [json.loads(line) for line in (run / "sst2.jsonl").read_text().splitlines()]
+    scored = [json.loads(line) for line in (tmp_path / "scores/sst2.jsonl").read_text().splitlines()]
+    assert [line["answer"] for line in scored] == [line["answer"] for line in lines]
+    assert found.json["scores"]["sst2"]["score"] == sum(line["right"] for line in scored) / 16
+    other = reftune("eval", run / "adapter", "--tasks", "gsm8k", "--data-dir", data)
+    assert other.code == 1 and "gsm8k is no classification" in other.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -12,13 +12,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import ReftuneError
+from ..evaluation.classify import classify_rows
 from ..evaluation.data import task_rows
 from ..evaluation.files import key_of, write_json
 from ..evaluation.pairs import write_alpaca_eval
 from ..evaluation.runner import TaskResult, evaluate_rows
 from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
 from ..evaluation.tasks.base import Task
-from ..models import is_adapter, load_adapter, load_base
+from ..models import adapter_config, is_adapter, load_adapter, load_base
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 
 __all__ = ["evaluate"]
@@ -67,22 +68,20 @@ def evaluate(
     generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     settings = {"adapter": _identity(adapter), "base": base, "dtype": dtype, "generation": generation}
     check_folder(folder, settings, overwrite=overwrite)
-    model, tokenizer = (
-        load_adapter(adapter, base=base, dtype=dtype) if is_adapter(adapter) else load_base(adapter, dtype=dtype)
-    )
+    labels = head_of(adapter, chosen)
+    if is_adapter(adapter):
+        model, tokenizer = load_adapter(adapter, base=base, dtype=dtype, labels=labels)
+    else:
+        model, tokenizer = load_base(adapter, dtype=dtype)
     found: list[TaskResult] = []
     for task in chosen:
+        how: dict[str, Any] = {"batch_size": batch_size, "file": folder / f"{task.name}.jsonl"}
         with bar(progress, task.title, len(rows[task.name])) as done:
-            result = evaluate_rows(
-                model,
-                tokenizer,
-                task,
-                rows[task.name],
-                batch_size=batch_size,
-                file=folder / f"{task.name}.jsonl",
-                progress=done,
-                **generation,
-            )
+            if labels is None:
+                how |= {"progress": done, **generation}
+                result = evaluate_rows(model, tokenizer, task, rows[task.name], **how)
+            else:
+                result = classify_rows(model, tokenizer, task, rows[task.name], **how)
         found.append(result)
         if task.metric is None:
             write_alpaca_eval(result.examples, folder / f"{task.name}.json", generator=Path(adapter).name)
@@ -99,6 +98,22 @@ def evaluate(
 
 
 evaluate.__doc__ = EXAMPLE
+
+
+def head_of(adapter: str, tasks: list[Task]) -> int | None:
+    """How many outputs the head of a classifier's adapter has, by the tasks; None for adapters of language models.
+
+    Raises:
+        ReftuneError: it cannot be asked these tasks.
+    """
+    if not is_adapter(adapter) or adapter_config(adapter).task_type != "SEQ_CLS":
+        return None
+    heads = {task.name: len(task.classes.names) or 1 for task in tasks if task.classes is not None}
+    wrong = [task.name for task in tasks if task.name not in heads]
+    if wrong or len(set(heads.values())) > 1:
+        what = f"{', '.join(wrong)} is no classification" if wrong else f"these tasks have {heads} classes"
+        raise ReftuneError(f"{adapter!r} is the adapter of a classifier with one head, and {what}; ask its own task")
+    return next(iter(heads.values()))
 
 
 def check_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> None:

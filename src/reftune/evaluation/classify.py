@@ -26,12 +26,13 @@ from .files import write_json, write_lines
 from .fit import Clock, peak_memory_mb, reset_peak_memory, training_arguments
 from .methods import METHODS, trained_state
 from .rows import rows_of_run
+from .runner import TaskResult, score_pairs
 from .scores import bootstrap
 from .tasks import TASKS
 from .tasks.base import Classes, Row, Task
 from .trained import save_trained, size_of
 
-__all__ = ["classify", "halves", "run_classes"]
+__all__ = ["classify", "classify_rows", "halves", "run_classes"]
 
 
 class Epochs(TrainerCallback):
@@ -133,6 +134,21 @@ def train_classes(
         "peak_memory_mb": peak_memory_mb(),
         "curve": clock.curve,
     }
+
+
+def classify_rows(
+    model: Any, tokenizer: Any, task: Task, rows: Sequence[Row], *, batch_size: int = 32, file: Path | None = None
+) -> TaskResult:
+    """The score of a classifier on all rows; with `file` a JSON line for each."""
+    start = time.perf_counter()
+    pairs = pairs_of(model, tokenizer, task, rows, batch_size)
+    examples = [
+        {"id": row["id"], "answer": answer, "reference": reference, "right": answer == reference}
+        for row, (answer, reference) in zip(rows, pairs.tolist(), strict=True)
+    ]
+    if file is not None:
+        write_lines(file, examples)
+    return score_pairs(task, pairs, examples, seconds=time.perf_counter() - start)
 
 
 def halves(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -21,7 +21,7 @@ from .files import append_line, read_lines, write_lines
 from .scores import bootstrap
 from .tasks.base import Row, Task
 
-__all__ = ["TaskResult", "evaluate_rows", "score_examples"]
+__all__ = ["TaskResult", "evaluate_rows", "score_examples", "score_pairs"]
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,14 @@ def evaluate_rows(
 
 def score_examples(task: Task, examples: list[dict[str, Any]], *, seconds: float = 0.0) -> TaskResult:
     """The score of examples as `evaluate_rows` makes them."""
+    pairs = [task.pair(example["answer"], example["reference"]) for example in examples]
+    return score_pairs(task, np.array(pairs, dtype=float), examples, seconds=seconds)
+
+
+def score_pairs(task: Task, pairs: np.ndarray, examples: list[dict[str, Any]], *, seconds: float = 0.0) -> TaskResult:
+    """The score of [rows, 2], answers and references as the task's metric takes them."""
     score = low = high = None
     if task.metric is not None:
-        pairs = np.array([task.pair(example["answer"], example["reference"]) for example in examples], dtype=float)
         score = task.score(pairs)
         low, high = bootstrap(task.metric, pairs)
     return TaskResult(
