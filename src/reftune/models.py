@@ -41,6 +41,7 @@ __all__ = [
     "load_base",
     "load_classifier",
     "load_tokenizer",
+    "resolve_model",
     "save_adapter",
 ]
 

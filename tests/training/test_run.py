@@ -83,7 +83,7 @@ def test_wrong_reft_values_fail_before_anything_is_loaded(base: Path, tmp_path: 
     [("9e-4", 9e-4), ("1E3", 1000), ("1.5e-2", 0.015), ("linear", "linear"), ("2024", "2024"), ("nan", "nan"), (3, 3)],
 )
 def test_exponents_that_yaml_reads_as_texts_are_numbers(written: Any, read: Any) -> None:
-    found = run._number(written)
+    found = run.number(written)
     assert found == read and type(found) is type(read)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse
 
 from ..adapters import read_adapter
 from ..modules import allowed_path, check_name
@@ -238,7 +238,7 @@ async def load_reft_adapter(body: LoadRequest, request: Request) -> Response:
         files, style = await asyncio.to_thread(read)
         loading = service.engine.load(body.reft_name, files, style=style, replace=body.load_inplace)
         await in_time(loading, service.settings.request_timeout)
-    return PlainTextResponse(f"Success: ReFT adapter '{body.reft_name}' added successfully.")
+    return JSONResponse({"status": "ok", "name": body.reft_name})
 
 
 @router.post("/v1/unload_reft_adapter")
@@ -247,7 +247,7 @@ async def unload_reft_adapter(body: UnloadRequest, request: Request) -> Response
     if service.engine.bank.find(body.reft_name) is None:
         raise not_found(body.reft_name)
     await in_time(service.engine.unload(body.reft_name), service.settings.request_timeout)
-    return PlainTextResponse(f"Success: ReFT adapter '{body.reft_name}' removed successfully.")
+    return JSONResponse({"status": "ok", "name": body.reft_name})
 
 
 def runtime_loading(request: Request) -> Service:

@@ -80,7 +80,9 @@ class ServeSettings:
         if len(self.modules) > self.max_adapters:
             raise ReftuneError(f"{len(self.modules)} adapters are more than max_adapters={self.max_adapters}")
         if self.allow_runtime_loading and not self.allowed_folders:
-            raise ReftuneError("allow_runtime_loading needs allowed_folders: where adapters may be loaded from")
+            raise ReftuneError(
+                "loading at run time needs folders that adapters may come from: --reft-adapter-folder (allowed_folders)"
+            )
 
     @property
     def base_name(self) -> str:

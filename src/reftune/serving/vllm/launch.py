@@ -15,6 +15,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from ...errors import ReftuneError
+from ...models import resolve_model
 from ..modules import parse_modules
 from ..page import check_page
 from . import problem
@@ -56,6 +57,7 @@ def serve_vllm(arguments: Sequence[str]) -> None:
     args = parser.parse_args(list(arguments))
     args.subparser = "serve"
     args.reft_modules = [text for texts in args.reft_modules or [] for text in texts]
+    name_packaged_model(args)
     parse_modules(args.reft_modules, base_names=args.served_model_name or [args.model_tag or args.model])
     options = {"max_rank": args.reft_max_rank, "slots": args.reft_slots, "max_adapters": args.reft_max_adapters}
     given = {name: value for name, value in options.items() if value is not None}
@@ -69,6 +71,15 @@ def serve_vllm(arguments: Sequence[str]) -> None:
         # the same names in every API process
         args.reft_registry = str(Path(folder) / "adapters.json")
         ServeSubcommand.cmd(args)
+
+
+def name_packaged_model(args: argparse.Namespace) -> None:
+    """`smollm2` is a folder to vLLM, and its name to those who ask."""
+    name = args.model_tag or args.model
+    folder = resolve_model(name)
+    if folder != name:
+        args.model_tag = args.model = folder
+        args.served_model_name = args.served_model_name or [name]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
