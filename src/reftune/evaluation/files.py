@@ -33,10 +33,14 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add one to the end, in a file that `write_lines` wrote or that is not there."""
+    """Add one to the end, on a line of its own also where the last one was broken off."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

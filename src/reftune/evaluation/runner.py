@@ -64,9 +64,6 @@ def evaluate_rows(
     start = time.perf_counter()
     prompts = [dict(task.prompt(row)) for row in rows]
     done = _already(file, rows, prompts)
-    if file is not None and done:
-        # a last line that was broken off would swallow the next
-        write_lines(file, done.values())
     left = [i for i, row in enumerate(rows) if row["id"] not in done]
     if progress is not None:
         progress(len(done))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import ReftuneError
-from ..training.run import number
+from ..training.run import number, refuse_unknown
 from .files import key_of
 from .methods import METHODS
 from .tasks import GROUPS, parse_tasks
@@ -89,7 +89,7 @@ class StudyConfig:
         Raises:
             ReftuneError: a key that is unknown or missing.
         """
-        _check_keys("the comparison", values, {f.name for f in fields(cls)})
+        refuse_unknown("the comparison", values, {f.name for f in fields(cls)})
         missing = [name for name in ("model", "tasks") if values.get(name) is None]
         if missing:
             raise ReftuneError(f"the comparison lacks {', '.join(missing)}")
@@ -131,7 +131,7 @@ class MethodEntry:
     @staticmethod
     def of(entry: Any) -> MethodEntry:
         given: dict[str, Any] = {"method": entry} if isinstance(entry, str) else dict(entry)
-        _check_keys("methods", given, {f.name for f in fields(MethodEntry)})
+        refuse_unknown("methods", given, {f.name for f in fields(MethodEntry)})
         name = given.get("method")
         if name not in METHODS:
             raise ReftuneError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
@@ -205,16 +205,6 @@ def _name_of(config: StudyConfig, tasks: list[Task]) -> str:
         if names == tuple(members):
             return group
     return "+".join(names)
-
-
-def _check_keys(where: str, values: Any, valid: set[str]) -> None:
-    if not isinstance(values, Mapping):
-        raise ReftuneError(f"{where}: {values!r} must be keys and values")
-    unknown = sorted(set(values) - valid)
-    if unknown:
-        raise ReftuneError(
-            f"{where}: unknown keys {', '.join(map(repr, unknown))}; valid are {', '.join(sorted(valid))}"
-        )
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from ..models import load_base, save_adapter
 from .prepare import OnFill
 from .trainer import REUSE, ReftTrainer
 
-__all__ = ["RunConfig", "RunResult", "number", "train_run"]
+__all__ = ["RunConfig", "RunResult", "number", "refuse_unknown", "train_run"]
 
 CHECKPOINTS = "checkpoints"
 # enough for two digits, and a small part of the time that training on many more took
@@ -85,10 +85,10 @@ class RunConfig:
         if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 2):
             raise ReftuneError(f"max_length={self.max_length!r} is not valid; use a number of tokens, or null for any")
         self._check_speed()
-        _refuse_unknown("reft", self.reft, {f.name for f in fields(ReftConfig)})
+        refuse_unknown("reft", self.reft, {f.name for f in fields(ReftConfig)})
         # output_dir and seed are output and seed of the configuration itself
         valid = {f.name for f in fields(TrainingArguments) if f.init} - {"output_dir", "seed"}
-        _refuse_unknown("training", self.training, valid)
+        refuse_unknown("training", self.training, valid)
         self.reft = {key: number(value) for key, value in self.reft.items()}
         self.training = {key: number(value) for key, value in self.training.items()}
         self.reft_config()
@@ -113,7 +113,7 @@ class RunConfig:
             ReftuneError: a key that is unknown or missing.
         """
         names = [f.name for f in fields(cls)]
-        _refuse_unknown("the configuration", values, set(names))
+        refuse_unknown("the configuration", values, set(names))
         missing = [name for name in ("model", "data", "output") if values.get(name) is None]
         if missing:
             raise ReftuneError(f"the configuration lacks {', '.join(missing)}")
@@ -278,7 +278,12 @@ def _check_same_adapter(checkpoint: str, wanted: ReftConfig) -> None:
         )
 
 
-def _refuse_unknown(where: str, values: Mapping[str, Any], valid: set[str]) -> None:
+def refuse_unknown(where: str, values: Mapping[str, Any], valid: set[str]) -> None:
+    """Check the keys of a part of a configuration.
+
+    Raises:
+        ReftuneError: there are others than the valid ones, or no keys at all.
+    """
     if not isinstance(values, Mapping):
         raise ReftuneError(f"{where} is {values!r}; it must be keys and values")
     unknown = sorted(set(values) - valid)
