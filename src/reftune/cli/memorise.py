@@ -15,7 +15,8 @@ from ..config import resolve_layers
 from ..errors import ReftuneError
 from ..evaluation.data import task_rows
 from ..evaluation.memorise import CODEBOOK, TEXTS, Cell, plan_cells, run_cells
-from ..evaluation.memorise_report import TITLES, check_pictures, results_of, write_memorised
+from ..evaluation.memorise_report import TITLES, results_of, write_memorised
+from ..evaluation.report import check_report
 from ..evaluation.tasks.memorisation import MEMORISATION
 from ..models import load_base
 from ..tuner import find_stacks
@@ -69,7 +70,7 @@ def memorise(
     entries = _sizes("--codebook", codebook) if codebook is not None else []
     results, progress = consoles(as_json)
     quiet_libraries()
-    check_pictures()
+    check_report()
     needs_book = bool(sizes) and set(kinds) != {"random"}
     book = str(task_rows(MEMORISATION, "train", data_dir=data_dir)[0]["text"]) if needs_book else None
     base, tokenizer = load_base(model, dtype=dtype)

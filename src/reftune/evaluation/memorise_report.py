@@ -5,18 +5,17 @@ Must not know: how cells are trained.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from ..errors import MissingExtraError
 from .compare import hardware, versions
 from .files import read_lines, write_json, write_text
 from .memorise import CELLS, CODEBOOK, TEXTS
+from .report import check_report
 
-__all__ = ["TITLES", "check_pictures", "longest_held", "results_of", "write_memorised"]
+__all__ = ["TITLES", "longest_held", "results_of", "write_memorised"]
 
 TITLE = "What one rank-1 edit of one layer holds"
 TITLES = {
@@ -28,16 +27,6 @@ TITLES = {
 UNITS = {**dict.fromkeys(TEXTS, "tokens"), CODEBOOK: "entries"}
 
 Line = Mapping[str, Any]
-
-
-def check_pictures() -> None:
-    """Before the hours in which there would be something to draw.
-
-    Raises:
-        MissingExtraError: matplotlib is not installed.
-    """
-    if importlib.util.find_spec("matplotlib") is None:
-        raise MissingExtraError("matplotlib", extra="report")
 
 
 def results_of(output: Path, cells: Sequence[Line]) -> dict[str, Any]:
@@ -87,7 +76,7 @@ def write_memorised(results: Mapping[str, Any], output: Path) -> list[Path]:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    check_pictures()
+    check_report()
     # the extra `report`
     from .memorise_plot import heat_map  # noqa: PLC0415
     from .report.svg import PAPER, measured, to_svg  # noqa: PLC0415
