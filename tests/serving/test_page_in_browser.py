@@ -5,7 +5,6 @@ Must not know: how the page is made.
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,10 +24,6 @@ from tests.serving.folders import BASE, KINDS, save_adapters, save_text_base
 
 pytestmark = pytest.mark.slow
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-# nothing but the page is to be reached
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
 CHOSEN = ("loreft", "two", "red-prompt", "noreft-response", "steer")
 QUESTION = "w5 w9 w12 w3 w30 w31"
 TOKENS = 12
@@ -43,18 +38,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapters(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return save_adapters(tmp_path_factory.mktemp("adapters"), {name: KINDS[name] for name in CHOSEN})
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
 
 
 class Visitor:

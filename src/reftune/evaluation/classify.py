@@ -44,17 +44,18 @@ class Epochs(TrainerCallback):
         self.scores: list[tuple[float, float]] = []
         """(on the half that chooses, on the half that is reported) of each epoch"""
         self.best: tuple[float, np.ndarray, dict[str, Tensor]] | None = None
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        start = time.perf_counter()
+        clock = Clock()
         pairs = pairs_of(self.model, self.tokenizer, self.task, self.rows, self.batch_size)
         first, second = self.task.score(pairs[self.chosen]), self.task.score(pairs[self.reported])
         self.scores.append((first, second))
         if self.best is None or first > self.best[0]:
             self.best = (first, pairs, {name: value.clone() for name, value in trained_state(self.model).items()})
         self.model.train()
-        self.seconds += time.perf_counter() - start
+        self.seconds += clock.seconds
+        self.cpu_seconds += clock.cpu_seconds
 
 
 def run_classes(settings: dict[str, Any], folder: Path, data_dir: str | None) -> dict[str, Any]:
@@ -124,11 +125,12 @@ def train_classes(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     reset_peak_memory()
-    clock.start = time.perf_counter()
+    clock.begin()
     trainer.train()
     return {
         "train_seconds": clock.seconds - epochs.seconds,
         "prepare_seconds": 0.0,
+        "cpu_seconds": clock.cpu_seconds - epochs.cpu_seconds if trainer.args.device.type == "cpu" else None,
         "steps": trainer.state.global_step,
         "epochs": float(trainer.state.epoch or 0.0),
         "peak_memory_mb": peak_memory_mb(),

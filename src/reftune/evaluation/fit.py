@@ -42,6 +42,8 @@ class Fit:
     """All of it, the preparation included."""
     prepare_seconds: float
     """Of these, to compute what training cannot change."""
+    cpu_seconds: float | None
+    """Of all threads, which other work on the machine hardly lengthens; where a GPU computes, none."""
     steps: int
     epochs: float
     peak_memory_mb: float
@@ -54,13 +56,20 @@ class Clock(TrainerCallback):
 
     def __init__(self, limit: float | None = None) -> None:
         self.limit = limit
-        self.start = time.perf_counter()
         self.prepared = 0.0
+        self.begin()
         self.curve: list[tuple[int, float, float]] = []
+
+    def begin(self) -> None:
+        self.start, self.cpu_start = time.perf_counter(), time.process_time()
 
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.start
+
+    @property
+    def cpu_seconds(self) -> float:
+        return time.process_time() - self.cpu_start
 
     def on_fill(self, done: int, total: int) -> None:
         self.prepared = self.seconds
@@ -140,11 +149,12 @@ def fit(
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     reset_peak_memory()
-    clock.start = time.perf_counter()
+    clock.begin()
     trainer.train()
     return Fit(
         train_seconds=clock.seconds,
         prepare_seconds=clock.prepared,
+        cpu_seconds=clock.cpu_seconds if trainer.args.device.type == "cpu" else None,
         steps=trainer.state.global_step,
         epochs=float(trainer.state.epoch or 0.0),
         peak_memory_mb=peak_memory_mb(),

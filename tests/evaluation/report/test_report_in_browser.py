@@ -5,7 +5,6 @@ Must not know: how the page is made.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,6 @@ from reftune.evaluation.report import write_report
 from tests.evaluation.report.fakes import METHODS, TASKS, fake_results
 
 pytestmark = pytest.mark.slow
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--disable-background-networking"]
-FLAGS += ["--disable-component-update", "--disable-dev-shm-usage"]
 
 # Pairs of labels of a picture that lie over one another by more than the rounding of a letter's box.
 OVERLAPS = """() => [...document.querySelectorAll('svg')].flatMap(svg => {
@@ -45,18 +40,6 @@ SMALLEST = """() => Math.min(...[...document.querySelectorAll('svg text')].map(t
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(fake_results(), tmp_path_factory.mktemp("report"))[1]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield found
-        found.close()
 
 
 @pytest.fixture(params=[(1280, "light"), (360, "dark")], ids=["wide", "phone"])

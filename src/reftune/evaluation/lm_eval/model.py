@@ -11,7 +11,6 @@ Must not know: tasks and scores.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,12 +19,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from lm_eval.models.huggingface import HFLM
-from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
+from peft import PeftConfig
 from torch import Tensor, nn
 
 from ...errors import PositionError, ReftuneError
-from ...models import is_adapter, resolve_model
+from ...models import is_adapter, put_adapter, resolve_model
 from ...peft_type import REFT
 from ...tuner.context import PROMPT_LENGTH
 from ...tuner.layer import ReftLayer
@@ -81,13 +79,7 @@ class ReftuneLM(Harness):
         super()._create_model(pretrained, *args, **kwargs)
         if self._adapter is None or self._folder is None:
             return
-        try:
-            with warnings.catch_warnings():
-                # of another base, or of one that had a LoRA adapter: what is missing would be random numbers
-                warnings.filterwarnings("error", message="Found missing adapter keys")
-                self._model: Any = PeftModel.from_pretrained(self._model, self._folder, config=self._adapter)
-        except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
-            raise ReftuneError(f"the adapter {self._folder!r} cannot be put on {pretrained!r}: {error}") from error
+        self._model: Any = put_adapter(self._model, self._folder, self._adapter, name=pretrained)
 
     # --- log-likelihoods ------------------------------------------------------------------------------------------
 

@@ -69,6 +69,8 @@ class Run:
     train_seconds: float | None = None
     prepare_seconds: float | None = None
     """Of `train_seconds`, to compute what training cannot change."""
+    cpu_seconds: float | None = None
+    """Of the training, in all threads; where a GPU computes, none."""
     steps: int | None = None
     epochs: float | None = None
     peak_memory_mb: float | None = None
@@ -194,7 +196,7 @@ class _Reader:
             self.present(given, where, _OF_A_RUN)
             if given["method"] != BASE:
                 self.present(given, where, _OF_A_TRAINING)
-        numbers = ("trained_percent", "train_seconds", "prepare_seconds", "epochs", "peak_memory_mb")
+        numbers = ("trained_percent", "train_seconds", "prepare_seconds", "cpu_seconds", "epochs", "peak_memory_mb")
         counts = ("trained_parameters", "steps", "adapter_bytes")
         texts = ("train_task", "command", "error", "key")
         measured: dict[str, Any] = {

@@ -95,7 +95,12 @@ def _main_notes(results: Results, rows: Sequence[MethodRow], tasks: Sequence[str
         over = "all trainings of the line, over tasks and seeds" if several else "the seeds"
         prepares = any(run.prepare_seconds for run in results.done)
         prepared = " Preparation computes once what training cannot change, to replay it." if prepares else ""
-        notes.append(f"Times and bytes on disk are means over {over}; memory is the largest peak.{prepared}")
+        processor = ""
+        if any(run.cpu_seconds for run in results.done):
+            processor = (
+                " CPU time is that of the training in all threads, which other work on the machine hardly lengthens."
+            )
+        notes.append(f"Times and bytes on disk are means over {over}; memory is the largest peak.{prepared}{processor}")
     return notes
 
 
@@ -108,6 +113,7 @@ class _Units:
         self.memory = memory_unit([run.peak_memory_mb for run in trained])
         self.disk = size_unit([run.adapter_bytes for run in trained])
         self.prepares = any(run.prepare_seconds for run in trained)
+        self.cpu = any(run.cpu_seconds for run in trained)
         self.epochs = len({round(run.epochs, 2) for run in trained if run.epochs is not None}) > 1
 
     def columns(self) -> list[Column]:
@@ -116,6 +122,7 @@ class _Units:
             *epochs,
             Column("Training", self.time.name),
             *([Column("of which preparation", self.time.name)] if self.prepares else []),
+            *([Column("CPU time", self.time.name)] if self.cpu else []),
             Column("Peak memory", self.memory.name),
             Column("On disk", self.disk.name),
         ]
@@ -128,6 +135,7 @@ class _Units:
             *epochs,
             _mean([run.train_seconds for run in trained], self.time),
             *([_mean([run.prepare_seconds for run in trained], self.time)] if self.prepares else []),
+            *([_mean([run.cpu_seconds for run in trained], self.time)] if self.cpu else []),
             Cell(self.memory.show(max(memory, default=None))),
             _mean([run.adapter_bytes for run in trained], self.disk),
         ]
@@ -203,6 +211,7 @@ def run_table(results: Results) -> Table:
     columns += [
         Column("Training", "s"),
         Column("Preparation", "s"),
+        Column("CPU time", "s"),
         Column("Peak memory", "MB"),
         Column("Disk", "bytes"),
     ]
@@ -214,8 +223,9 @@ def _run_lines(results: Results, run: Run) -> list[list[Cell]]:
     def shown(value: float | None) -> Cell:
         return Cell(NONE if value is None else significant(value))
 
-    costs = [Cell(count(run.trained_parameters)), Cell(count(run.steps)), shown(run.epochs), shown(run.train_seconds)]
-    costs += [shown(run.prepare_seconds), shown(run.peak_memory_mb), Cell(count(run.adapter_bytes))]
+    costs = [Cell(count(run.trained_parameters)), Cell(count(run.steps))]
+    costs += map(shown, (run.epochs, run.train_seconds, run.prepare_seconds, run.cpu_seconds, run.peak_memory_mb))
+    costs.append(Cell(count(run.adapter_bytes)))
     start = [Cell(run.label), Cell(_title(results, run.train_task) if run.trains else NONE)]
     seed = Cell(NONE if run.seed is None or not run.trains else str(run.seed))
     lines = []
