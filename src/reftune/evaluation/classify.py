@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,11 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, set_seed
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..errors import ReftuneError
 from ..models import load_classifier
 from .files import write_json, write_lines
-from .fit import Clock, peak_memory_mb, reset_peak_memory, training_arguments
+from .fit import Clock, timed, training_arguments
 from .methods import METHODS, trained_state
 from .rows import rows_of_run
 from .runner import TaskResult, score_pairs
@@ -122,20 +122,11 @@ def train_classes(
         data_collator=DataCollatorWithPadding(tokenizer),
         callbacks=[clock, epochs],
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.remove_callback(ProgressCallback)
-    reset_peak_memory()
-    clock.begin()
-    trainer.train()
-    return {
-        "train_seconds": clock.seconds - epochs.seconds,
-        "prepare_seconds": 0.0,
-        "cpu_seconds": clock.cpu_seconds - epochs.cpu_seconds if trainer.args.device.type == "cpu" else None,
-        "steps": trainer.state.global_step,
-        "epochs": float(trainer.state.epoch or 0.0),
-        "peak_memory_mb": peak_memory_mb(),
-        "curve": clock.curve,
-    }
+    found = timed(trainer, clock)
+    found.train_seconds -= epochs.seconds
+    if found.cpu_seconds is not None:
+        found.cpu_seconds -= epochs.cpu_seconds
+    return asdict(found)
 
 
 def classify_rows(

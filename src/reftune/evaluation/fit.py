@@ -20,7 +20,7 @@ from ..data import build_dataset
 from ..errors import ReftuneError
 from ..training import ReftTrainer
 
-__all__ = ["Clock", "Fit", "fit", "peak_memory_mb", "training_arguments"]
+__all__ = ["Clock", "Fit", "fit", "timed", "training_arguments"]
 
 # Nobody waits for so many passes: where the budget is time, the clock ends the training.
 MANY_EPOCHS = 1000
@@ -146,6 +146,11 @@ def fit(
     )
     if isinstance(trainer, TimedTrainer):
         trainer.clock = clock
+    return timed(trainer, clock)
+
+
+def timed(trainer: Any, clock: Clock) -> Fit:
+    """Train without a word, and what it took by the clock, which is among the trainer's callbacks."""
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     reset_peak_memory()

@@ -95,11 +95,9 @@ def _main_notes(results: Results, rows: Sequence[MethodRow], tasks: Sequence[str
         over = "all trainings of the line, over tasks and seeds" if several else "the seeds"
         prepares = any(run.prepare_seconds for run in results.done)
         prepared = " Preparation computes once what training cannot change, to replay it." if prepares else ""
-        processor = ""
-        if any(run.cpu_seconds for run in results.done):
-            processor = (
-                " CPU time is that of the training in all threads, which other work on the machine hardly lengthens."
-            )
+        timed = any(run.cpu_seconds for run in results.done)
+        what = "that of the training in all threads, which other work on the machine hardly lengthens"
+        processor = f" CPU time is {what}." if timed else ""
         notes.append(f"Times and bytes on disk are means over {over}; memory is the largest peak.{prepared}{processor}")
     return notes
 
