@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import encode_prompt
+from .models import refuse_encoder
 
 __all__ = ["generate_batches", "generate_texts"]
 
@@ -53,7 +54,12 @@ def generate_batches(
     batch_size: int = 8,
     **generate_arguments: Any,
 ) -> Iterator[list[tuple[int, str]]]:
-    """As `generate_texts`, each batch as soon as it is done: (index of the prompt, response as it was written)."""
+    """As `generate_texts`, each batch as soon as it is done: (index of the prompt, response as it was written).
+
+    Raises:
+        ReftuneError: the model is an encoder.
+    """
+    refuse_encoder(model.config.name_or_path or type(model).__name__, model.config)
     model.eval()
     generator: Any = model
     encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]

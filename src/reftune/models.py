@@ -25,12 +25,15 @@ import torch
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .errors import ReftuneError
@@ -38,12 +41,14 @@ from .errors import ReftuneError
 __all__ = [
     "SMOLLM2",
     "adapter_config",
+    "check_model",
     "is_adapter",
     "load_adapter",
     "load_base",
     "load_classifier",
     "load_tokenizer",
     "put_adapter",
+    "refuse_encoder",
     "resolve_model",
     "save_adapter",
 ]
@@ -136,6 +141,41 @@ def convert_smollm2() -> Path:
     return target
 
 
+def check_model(name: str) -> PretrainedConfig:
+    """The configuration of a base model, which tells before anything else takes time that it is there.
+
+    Raises:
+        ReftuneError: there is no such model here or on the Hub, or it is an adapter.
+    """
+    resolved = resolve_model(name)
+    if Path(resolved).is_dir() and is_adapter(resolved):
+        raise ReftuneError(f"{name!r} holds an adapter, not a base model; name the model that it was trained on")
+    try:
+        return AutoConfig.from_pretrained(resolved, **_hub_arguments(resolved))
+    except (OSError, ValueError) as error:
+        raise _no_model(name, error) from error
+
+
+def _no_model(name: str, error: Exception) -> ReftuneError:
+    short = f"; short names are {SMOLLM2_NAMES[1]} and {MINILM_NAMES[0]}" if "/" not in name else ""
+    return ReftuneError(f"the model {name!r} could not be loaded from a folder or the Hub{short}: {_brief(error)}")
+
+
+def refuse_encoder(name: str, config: PretrainedConfig) -> None:
+    """BERT and its like cannot generate, but transformers gives them a head for it, which has learnt nothing.
+
+    Raises:
+        ReftuneError: it is one of these.
+    """
+    kind = config.model_type
+    decodes = any(getattr(config, name, False) for name in ("is_decoder", "is_encoder_decoder", "causal"))
+    if kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not decodes:
+        raise ReftuneError(
+            f"{name!r} is an encoder ({kind}), which cannot generate; in comparisons, kind='classes' (--kind classes) "
+            "classifies with it"
+        )
+
+
 def load_base(name: str, *, dtype: torch.dtype | str = "auto") -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Causal language model and tokenizer.
 
@@ -143,17 +183,14 @@ def load_base(name: str, *, dtype: torch.dtype | str = "auto") -> tuple[PreTrain
         ReftuneError: there is no such model here or on the Hub, or it is an adapter or not a causal language model.
     """
     resolved = resolve_model(name)
-    if Path(resolved).is_dir() and is_adapter(resolved):
-        raise ReftuneError(f"{name!r} holds an adapter, not a base model; name the model that it was trained on")
+    check_model(name)
     hub = _hub_arguments(resolved)
     try:
         # transformers looks for an adapter as well, and asks for that by arguments of its own
         model = AutoModelForCausalLM.from_pretrained(resolved, dtype=dtype, adapter_kwargs=hub, **hub)
         return model, load_tokenizer(resolved)
     except (OSError, ValueError) as error:
-        raise ReftuneError(
-            f"the model {name!r} could not be loaded from a folder or the Hub: {_brief(error)}"
-        ) from error
+        raise _no_model(name, error) from error
 
 
 def load_classifier(

@@ -87,7 +87,8 @@ def test_interrupted(reftune: Command, monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("reftune.cli.show.is_adapter", interrupted)
-    assert reftune("show", "x").code == 130
+    found = reftune("show", "x")
+    assert found.code == 130 and "interrupted" in found.err
 
 
 def test_missing_extra_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,6 +25,10 @@ def test_questions_stand_alone(reftune: Command, adapter: Path) -> None:
     assert answers(reftune, adapter, ONE, "", TWO) == answers(reftune, adapter, ONE) + answers(reftune, adapter, TWO)
 
 
+def test_quit_ends(reftune: Command, adapter: Path) -> None:
+    assert answers(reftune, adapter, ONE, "/quit", TWO) == answers(reftune, adapter, ONE)
+
+
 def test_as_generate_answers(reftune: Command, adapter: Path) -> None:
     outcome = reftune("generate", adapter, "--json", "--max-new-tokens", 5, "-p", ONE)
     assert answers(reftune, adapter, ONE) == [outcome.json["outputs"][0]["output"]]

@@ -11,6 +11,7 @@ import yaml
 from peft import get_peft_model
 
 from reftune import ReftConfig
+from reftune.cli.evaluate import name_of
 from reftune.evaluation.tasks import TASKS
 from reftune.models import load_base, save_adapter
 from tests.cli.conftest import Command
@@ -61,7 +62,9 @@ def test_eval_of_instructions_asks_for_a_judge(reftune: Command, data: Path, ada
     arguments = ("--max-new-tokens", 3, "--output", "out", "--data-dir", data)
     found = reftune("eval", adapter, "--tasks", "alpaca_eval", *arguments)
     assert found.code == 0, found.err
-    assert "needs a judge:  reftune judge out/alpaca_eval.json" in found.out.replace(".venv/bin/", "")
+    reference = data / "instruction/alpaca_eval_davinci003.test.jsonl.gz"
+    line = f"needs a judge:  reftune judge out/alpaca_eval.json --reference {reference} --endpoint URL --model NAME"
+    assert line in found.out.replace(".venv/bin/", "") and reference.is_file()
     outputs = json.loads(Path("out/alpaca_eval.json").read_text())
     assert [row["instruction"] for row in outputs] == ["Name a tree.", "Say nothing."]
     assert {row["generator"] for row in outputs} == {"adapter"}
@@ -70,10 +73,40 @@ def test_eval_of_instructions_asks_for_a_judge(reftune: Command, data: Path, ada
 def test_eval_does_not_mix_answers_of_two_adapters(reftune: Command, data: Path, adapter: str) -> None:
     given = ("--tasks", "sst2", "--data-dir", data, "--output", "out")
     assert reftune("eval", adapter, *given).code == 0
-    assert reftune("eval", adapter, *given, "--limit", 3).code == 0
+    # the same adapter by another name
+    assert reftune("eval", Path(adapter).name, *given).code == 0
     other = reftune("eval", "base", *given)
     assert other.code == 1 and "another --output" in other.err and "--overwrite" in other.err
+    assert f"adapter '{Path(adapter).name}' and not 'base'" in other.err
+    longer = reftune("eval", adapter, *given, "--max-new-tokens", 2)
+    assert longer.code == 1 and "generation {} and not {'max_new_tokens': 2}" in longer.err
+    config = Path(adapter) / "adapter_config.json"
+    config.write_text(config.read_text() + " ")
+    again = reftune("eval", Path(adapter).name, *given)
+    assert again.code == 1 and "what was in 'adapter' before" in again.err
     assert reftune("eval", "base", *given, "--overwrite").code == 0
+
+
+def test_eval_keeps_what_it_has(reftune: Command, data: Path, adapter: str, tmp_path: Path) -> None:
+    """Answers beyond a smaller limit, and scores of other tasks."""
+    given = ("--data-dir", data, "--output", "out")
+    assert reftune("eval", adapter, "--tasks", "sst2", *given).code == 0
+    answers = (tmp_path / "out/sst2.jsonl").read_text()
+    fewer = reftune("eval", adapter, "--tasks", "sst2,boolq", "--limit", 3, *given, "--json")
+    assert fewer.json["scores"]["sst2"]["n"] == 3 and (tmp_path / "out/sst2.jsonl").read_text() == answers
+    assert reftune("eval", adapter, "--tasks", "piqa", *given, "--json").json["scores"].keys() == {"piqa"}
+    assert json.loads((tmp_path / "out/summary.json").read_text()).keys() == {"sst2", "boolq", "piqa"}
+
+
+def test_eval_of_a_base_that_is_not_there_leaves_nothing(reftune: Command, data: Path, tmp_path: Path) -> None:
+    found = reftune("eval", "bsae", "--tasks", "sst2", "--data-dir", data, "--output", "out")
+    assert found.code == 1 and "'bsae'" in found.err and not (tmp_path / "out").exists()
+    encoder = reftune("eval", encoder_folder(tmp_path / "bert"), "--tasks", "sst2", "--data-dir", data)
+    assert encoder.code == 1 and "is an encoder" in encoder.err
+
+
+def test_an_adapter_of_a_comparison_is_called_by_its_run() -> None:
+    assert name_of("out/runs/0a1b/adapter") == "0a1b" and name_of("my/adapter") == "adapter" and name_of("a") == "a"
 
 
 @pytest.mark.parametrize(
@@ -102,9 +135,15 @@ def test_compare_writes_a_report_and_keeps_its_runs(reftune: Command, data: Path
     # one method more: the others are not done again
     again = reftune("compare", *given, "--methods", "base,loreft,direft")
     assert again.code == 0, again.err
-    assert again.err.count("kept from before") == 2 and again.err.count("done (") == 1
+    assert again.err.count("kept from before: sst2") == 2 and again.err.count("done (") == 1
     reported = reftune("compare", *given, "--methods", "base,loreft", "--report-only")
     assert reported.code == 0 and "Report: out/report.html" in reported.out
+    page = (tmp_path / "out/report.html").read_text()
+    # of what is there
+    assert reftune("compare", "--report-only", "--output", "out").code == 0
+    assert (tmp_path / "out/report.html").read_text() == page
+    missing = reftune("compare", "--report-only", "--output", "nowhere")
+    assert missing.code == 1 and "'nowhere' holds no results.json" in missing.err
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from reftune.evaluation import compare as module
 from reftune.evaluation.classify import halves
 from reftune.evaluation.compare import compare
 from reftune.evaluation.methods import METHODS
-from reftune.evaluation.study import StudyConfig, runs_of
+from reftune.evaluation.study import Run, StudyConfig, runs_of
 from reftune.evaluation.worker import run
 from tests.evaluation.world import causal_folder, encoder_folder, sentences_folder
 
@@ -214,10 +214,13 @@ def test_runs_in_processes_are_kept_and_failures_told(tmp_path: Path, data: Path
     base = causal_folder(tmp_path / "model")
     said: list[tuple[str, str]] = []
     config = study(model=base, methods=["base", "bitfit", "loreft"])
+
+    def say(run: Run, index: int, count: int, what: str, entry: dict[str, Any]) -> None:
+        said.append((run.label, what))
+        assert ("error" in entry) == (what in ("start", "failed")) and bool(entry["scores"]) == ("error" not in entry)
+
     for _ in range(2):
-        found = compare(
-            config, tmp_path / "out", data_dir=str(data), say=lambda run, i, n, what: said.append((run.label, what))
-        )
+        found = compare(config, tmp_path / "out", data_dir=str(data), say=say)
     assert [what for label, what in said if label == "LoReFT"] == ["start", "done", "kept"]
     assert [what for label, what in said if label == "BitFit"] == ["start", "failed"] * 2
     assert found == json.loads((tmp_path / "out/results.json").read_text())
@@ -235,10 +238,45 @@ def test_runs_in_processes_are_kept_and_failures_told(tmp_path: Path, data: Path
     assert str(data) not in (tmp_path / "out" / "runs" / by_label["LoReFT"]["key"] / "settings.json").read_text()
 
 
-def test_a_process_that_is_killed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_is_killed_is_told(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
-    found = compare(study(), tmp_path / "out")
+    config = study(model=causal_folder(tmp_path / "model"))
+    found = compare(config, tmp_path / "out", data_dir=str(data))
     assert all("killed" in entry["error"] for entry in found["runs"])
+
+
+def test_what_would_fail_in_every_run_fails_before_the_first(tmp_path: Path, data: Path) -> None:
+    model = causal_folder(tmp_path / "model")
+    for config, folder, words in (
+        (study(model="smolm2"), data, "'smolm2' could not be loaded .* short names are smollm2 and minilm"),
+        (study(model=encoder_folder(tmp_path / "encoder")), data, "is an encoder .*--kind classes"),
+        (study(model=model, tasks="sst2,gsm8k"), data, "math/gsm8k.test.jsonl.gz"),
+    ):
+        with pytest.raises(ReftuneError, match=words):
+            compare(config, tmp_path / "out", data_dir=str(folder))
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_on_other_rows_are_not_taken_for_these(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a run that is done nor one that was only trained; nor are they lost."""
+    given = settings(tmp_path, "loreft")
+    config = study(model=given["model"], methods=["loreft"])
+    folder = tmp_path / "out/runs" / runs_of(config)[0].key
+    run(given, folder, data_dir=str(data))
+    monkeypatch.setattr(module, "in_process", lambda *_: pytest.fail("it is done"))
+    for same in (data, sentences_folder(tmp_path / "copy")):
+        compare(config, tmp_path / "out", data_dir=str(same))
+    # without any rows the results stand
+    compare(config, tmp_path / "out", data_dir=str(tmp_path / "nowhere"))
+    other = sentences_folder(tmp_path / "other", test=15)
+    with pytest.raises(ReftuneError, match="on other rows"):
+        compare(config, tmp_path / "out", data_dir=str(other))
+    (folder / "result.json").unlink()
+    with pytest.raises(ReftuneError, match="on other rows"):
+        run(given, folder, data_dir=str(other))
+    assert run(given, folder, data_dir=str(data))["rows"]
 
 
 # --- recipes ------------------------------------------------------------------------------------------------------

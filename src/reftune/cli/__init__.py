@@ -22,8 +22,11 @@ def main() -> None:
     if missing:
         sys.exit(f"reftune: the command needs {', '.join(missing)}: run `pip install 'reftune[cli]'`")
     _quiet_imports()
-    from .app import run  # noqa: PLC0415 — only now is it known that the extra is there
-
+    try:
+        from .app import run  # noqa: PLC0415 — only now is it known that the extra is there
+    except KeyboardInterrupt:
+        sys.stderr.write("reftune: interrupted before it began\n")
+        sys.exit(130)
     run()
 
 

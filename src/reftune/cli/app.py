@@ -18,6 +18,8 @@ from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise,
 
 __all__ = ["app", "run"]
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="reftune",
     no_args_is_help=True,
@@ -64,11 +66,14 @@ def run() -> None:
     """Run the application; errors that users can mend are one line on stderr, others keep their traceback."""
     try:
         app()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as end:
+        # typer makes an exit of an interruption, without a word
+        if isinstance(end, SystemExit) and end.code != INTERRUPTED:
+            raise
         typer.echo(
             "reftune: interrupted; train goes on from its last checkpoint with --resume, others by themselves", err=True
         )
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
     except (ReftuneError, ValueError, OSError) as error:
         if os.environ.get("REFTUNE_DEBUG"):
             raise

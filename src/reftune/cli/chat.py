@@ -18,9 +18,9 @@ __all__ = ["chat"]
 
 EXAMPLE = """Talk to an adapter.
 
-/base QUESTION asks the base model; an empty line or Ctrl-D ends. Each
-question stands alone, unless --memory keeps earlier turns in the prompt,
-which /reset forgets.
+/base QUESTION asks the base model; /quit, an empty line or Ctrl-D ends.
+Each question stands alone, unless --memory keeps earlier turns in the
+prompt, which /reset forgets.
 
 Examples:
 
@@ -28,7 +28,7 @@ Examples:
 
     echo "What is the capital of Japan?" | reftune chat my-adapter --json
 """
-HINT = "An empty line ends; /base QUESTION asks the base model."
+HINT = "/quit or an empty line ends; /base QUESTION asks the base model."
 
 
 def chat(
@@ -51,11 +51,13 @@ def chat(
         say(progress, f"{HINT} /reset forgets earlier turns." if keeps else HINT, style="dim")
     while (line := _read(progress)) is not None:
         command, _, question = line.partition(" ")
+        if line in ("/quit", "/exit"):
+            break
         if command == "/reset":
             earlier = []
             continue
         if command.startswith("/") and (command != "/base" or not question.strip()):
-            say(progress, f"{command!r} is no command; valid are /base QUESTION and /reset", style="red")
+            say(progress, f"{command!r} is no command; valid are /base QUESTION, /reset and /quit", style="red")
             continue
         asks_base = command == "/base"
         question = question.strip() if asks_base else line

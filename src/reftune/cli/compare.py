@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 import time
@@ -74,19 +75,23 @@ def compare(
     values.update({key: value for key, value in given.items() if value is not None})
     if epochs is not None or seconds is not None:
         values.update(epochs=epochs, seconds=seconds)
-    missing = [f"--{name}" for name in ("model", "tasks") if values.get(name) is None]
-    if missing:
-        raise typer.BadParameter(f"give {' and '.join(missing)}, or a file that does")
-    study = StudyConfig.from_mapping(values)
     check_report()
     results, progress = consoles(as_json)
     quiet_libraries()
     line = shlex.join(["reftune", *sys.argv[1:]])
-    if report_only:
-        found = results_of(study, output, command=line)
-        write_json(output / "results.json", found)
+    if report_only and not values:
+        found = read_results(output)
     else:
-        found = do_compare(study, output, data_dir=data_dir and str(data_dir), command=line, say=Lines(progress))
+        missing = [f"--{name}" for name in ("model", "tasks") if values.get(name) is None]
+        if missing:
+            raise typer.BadParameter(f"give {' and '.join(missing)}, or a file that does")
+        study = StudyConfig.from_mapping(values)
+        if report_only:
+            found = results_of(study, output, command=line)
+            write_json(output / "results.json", found)
+        else:
+            folder = None if data_dir is None else str(data_dir)
+            found = do_compare(study, output, data_dir=folder, command=line, say=Lines(progress, output))
     pages = write_report(found, output)
     failed = [run for run in found["runs"] if run.get("error")]
     if as_json:
@@ -117,19 +122,38 @@ def numbers(text: str) -> list[int]:
         raise typer.BadParameter(f"{text!r} is not a list of whole numbers such as 42,43,44") from None
 
 
-class Lines:
-    """A line a run."""
+def read_results(output: Path) -> dict[str, Any]:
+    """What the last comparison in a folder found.
 
-    def __init__(self, console: Console) -> None:
-        self.console = console
+    Raises:
+        ReftuneError: there was none.
+    """
+    file = output / "results.json"
+    if not file.is_file():
+        raise ReftuneError(f"{str(output)!r} holds no results.json: name the comparison's folder by --output")
+    return dict(json.loads(file.read_text(encoding="utf-8")))
+
+
+class Lines:
+    """A line when a run begins, and one when it ends."""
+
+    def __init__(self, console: Console, output: Path) -> None:
+        self.console, self.output = console, output
         self.start = time.perf_counter()
 
-    def __call__(self, run: Run, index: int, count: int, what: str) -> None:
+    def __call__(self, run: Run, index: int, count: int, what: str, entry: dict[str, Any]) -> None:
         name = f"{index + 1}/{count}  {run.label} on {run.train_task}, seed {run.seed}"
         if what == "start":
             self.start = time.perf_counter()
-            say(self.console, f"{name} …")
+            say(self.console, f"{name} … ({self.output / 'runs' / run.key / 'log.txt'})")
             return
         took = "" if what == "kept" else f" ({time.perf_counter() - self.start:.0f} s)"
         said = {"kept": "kept from before", "done": "done", "failed": "failed"}[what]
-        say(self.console, f"{name}: {said}{took}", style="red" if what == "failed" else "")
+        more = entry["error"] if what == "failed" else scores_of(entry)
+        say(self.console, f"{name}: {said}{took}{more and f': {more}'}", style="red" if what == "failed" else "")
+
+
+def scores_of(entry: dict[str, Any]) -> str:
+    """One beside the other, in percent; what needs a judge has none."""
+    scores = {name: found["score"] for name, found in entry["scores"].items() if found["score"] is not None}
+    return ", ".join(f"{name} {100 * score:.1f}" for name, score in scores.items())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import textwrap
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +16,13 @@ from rich.table import Table
 
 from ..errors import ReftuneError
 from ..evaluation.classify import classify_rows
-from ..evaluation.data import task_rows
-from ..evaluation.files import key_of, write_json
+from ..evaluation.data import DATA_VARIABLE, task_rows
+from ..evaluation.files import write_json
 from ..evaluation.pairs import write_alpaca_eval
 from ..evaluation.runner import TaskResult, evaluate_rows
 from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
 from ..evaluation.tasks.base import Task
-from ..models import adapter_config, is_adapter, load_adapter, load_base
+from ..models import adapter_config, check_model, is_adapter, load_adapter, load_base, refuse_encoder
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 
 __all__ = ["evaluate"]
@@ -64,15 +67,20 @@ def evaluate(
     quiet_libraries()
     # data first: it is what is most often missing, and a model takes longer to load
     rows = {task.name: task_rows(task, "test", data_dir=data_dir, limit=limit) for task in chosen}
-    folder = output or Path(f"{Path(adapter).name}-eval")
+    folder = output or Path(f"{name_of(adapter)}-eval")
     generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    settings = {"adapter": _identity(adapter), "base": base, "dtype": dtype, "generation": generation}
-    check_folder(folder, settings, overwrite=overwrite)
+    settings = {"adapter": adapter, "files": files_of(adapter), "base": base, "dtype": dtype, "generation": generation}
+    if not overwrite:
+        check_folder(folder, settings)
+    if not is_adapter(adapter):
+        refuse_encoder(adapter, check_model(adapter))
     labels = head_of(adapter, chosen)
     if is_adapter(adapter):
         model, tokenizer = load_adapter(adapter, base=base, dtype=dtype, labels=labels)
     else:
         model, tokenizer = load_base(adapter, dtype=dtype)
+    earlier = clear(folder) if overwrite else summary_of(folder)
+    write_json(folder / "settings.json", settings)
     found: list[TaskResult] = []
     for task in chosen:
         how: dict[str, Any] = {"batch_size": batch_size, "file": folder / f"{task.name}.jsonl"}
@@ -84,8 +92,8 @@ def evaluate(
                 result = classify_rows(model, tokenizer, task, rows[task.name], **how)
         found.append(result)
         if task.metric is None:
-            write_alpaca_eval(result.examples, folder / f"{task.name}.json", generator=Path(adapter).name)
-        write_json(folder / "summary.json", {r.task: r.summary() for r in found})
+            write_alpaca_eval(result.examples, folder / f"{task.name}.json", generator=name_of(adapter))
+        write_json(folder / "summary.json", earlier | {r.task: r.summary() for r in found})
     if as_json:
         emit({"adapter": adapter, "output": str(folder), "scores": {r.task: r.summary() for r in found}})
         return
@@ -93,7 +101,10 @@ def evaluate(
     for result in found:
         if result.score is None:
             outputs = shlex.quote(str(folder / f"{result.task}.json"))
-            say(results, f"{result.task} needs a judge:  {command()} judge {outputs}")
+            files = Path(data_dir or os.environ.get(DATA_VARIABLE, "DATA"))
+            reference = shlex.quote(str(files / TASKS[result.task].sources["test"].file))
+            line = f"judge {outputs} --reference {reference} --endpoint URL --model NAME"
+            say(results, f"{result.task} needs a judge:  {command()} {line}")
     say(results, f"Answers: {folder}")
 
 
@@ -116,28 +127,55 @@ def head_of(adapter: str, tasks: list[Task]) -> int | None:
     return next(iter(heads.values()))
 
 
-def check_folder(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> None:
+def check_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Make sure that what the folder holds was found with the same settings.
 
     Raises:
         ReftuneError: it was not.
     """
     mark = folder / "settings.json"
-    if overwrite:
-        for file in [*folder.glob("*.jsonl"), folder / "summary.json", mark]:
-            file.unlink(missing_ok=True)
-    if mark.is_file() and key_of(settings) not in mark.read_text(encoding="utf-8"):
+    if not mark.is_file():
+        return
+    before = json.loads(mark.read_text(encoding="utf-8"))
+    # a folder may be called by several names
+    names = [name for name in settings if name != "adapter" or settings["files"] is None]
+    other = [name for name in names if before.get(name) != settings[name]]
+    if other:
+        shown = ["adapter" if name == "files" else name for name in other]
+        told = ", ".join(f"{name} {before.get(name)!r} and not {settings[name]!r}" for name in shown)
+        if shown == ["adapter"] and before.get("adapter") == settings["adapter"]:
+            told = f"what was in {settings['adapter']!r} before"
         raise ReftuneError(
-            f"{str(folder)!r} holds answers of another model or of other settings; use another --output, or "
-            "--overwrite to start anew"
+            f"{str(folder)!r} holds answers of {told}; use another --output, or --overwrite to start anew"
         )
-    write_json(mark, {"key": key_of(settings), **settings})
 
 
-def _identity(adapter: str) -> dict[str, Any]:
-    """What tells an adapter from one that was trained later into the same folder."""
-    files = [Path(adapter) / name for name in ("adapter_model.safetensors", "adapter_config.json", "config.json")]
-    return {"name": adapter, "files": [(file.name, file.stat().st_mtime_ns) for file in files if file.is_file()]}
+def clear(folder: Path) -> dict[str, Any]:
+    """Take the answers of an earlier run away; what is left of its scores: nothing."""
+    for file in [*folder.glob("*.jsonl"), folder / "summary.json"]:
+        file.unlink(missing_ok=True)
+    return {}
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    """Scores of earlier runs with the same settings, by task."""
+    file = folder / "summary.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def files_of(adapter: str) -> dict[str, str] | None:
+    """What tells an adapter from one that was trained later into the same folder; None where there is no folder."""
+    if not Path(adapter).is_dir():
+        return None
+    names = ("adapter_model.safetensors", "adapter_config.json", "config.json")
+    found = {name: Path(adapter) / name for name in names}
+    return {name: sha256(file.read_bytes()).hexdigest()[:12] for name, file in found.items() if file.is_file()}
+
+
+def name_of(adapter: str) -> str:
+    """For the output: that of the folder, of a comparison's run the run's."""
+    path = Path(adapter)
+    return path.parent.name if path.name == "adapter" and path.parent.parent.name == "runs" else path.name
 
 
 def print_scores(console: Console, tasks: list[Task], found: list[TaskResult]) -> None:

@@ -25,7 +25,7 @@ from ..models import load_classifier
 from .files import write_json, write_lines
 from .fit import Clock, timed, training_arguments
 from .methods import METHODS, trained_state
-from .rows import rows_of_run
+from .rows import RunRows
 from .runner import TaskResult, score_pairs
 from .scores import bootstrap
 from .tasks import TASKS
@@ -58,12 +58,11 @@ class Epochs(TrainerCallback):
         self.cpu_seconds += clock.cpu_seconds
 
 
-def run_classes(settings: dict[str, Any], folder: Path, data_dir: str | None) -> dict[str, Any]:
+def run_classes(settings: dict[str, Any], folder: Path, run_rows: RunRows) -> dict[str, Any]:
     """One run of a comparison of `kind="classes"`: its part of `results.json`."""
     task = TASKS[settings["tasks"][0]]
     method = METHODS[settings["method"]]
-    train, test = rows_of_run([task], settings, data_dir)
-    rows = test[task.name]
+    rows = run_rows.test[task.name]
     assert task.classes is not None
     if len(rows) < 2:
         raise ReftuneError(f"{task.name}: {len(rows)} rows cannot be split in half; score at least two")
@@ -77,7 +76,7 @@ def run_classes(settings: dict[str, Any], folder: Path, data_dir: str | None) ->
         epochs.on_epoch_end(None, None, None)
         measured: dict[str, Any] = {}
     else:
-        measured = train_classes(model, tokenizer, task.classes, train[task.name], settings, folder, epochs)
+        measured = train_classes(model, tokenizer, task.classes, run_rows.train[task.name], settings, folder, epochs)
     assert epochs.best is not None and task.metric is not None
     _, pairs, state = epochs.best
     model.load_state_dict(state, strict=False)
@@ -98,7 +97,7 @@ def run_classes(settings: dict[str, Any], folder: Path, data_dir: str | None) ->
     }
     write_lines(folder / f"{task.name}.jsonl", lines_of(task, rows, pairs, epochs.reported))
     write_json(folder / "fit.json", measured)
-    counts = {name: len(found) for name, found in train.items()}
+    counts = {name: len(found) for name, found in run_rows.train.items()}
     return {**size_of(model, folder), **measured, "train_rows": counts, "scores": {task.name: score}}
 
 

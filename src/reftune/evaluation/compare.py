@@ -19,15 +19,19 @@ from typing import Any
 
 import torch
 
+from ..errors import DataError
+from ..models import check_model, refuse_encoder
 from .data import DATA_VARIABLE
-from .files import write_json
+from .files import key_of, write_json
+from .methods import METHODS
+from .rows import ROW_SETTINGS, refuse_other_rows, rows_of_run
 from .study import Run, StudyConfig, runs_of
 from .tasks import TASKS
 
 __all__ = ["compare", "results_of"]
 
 PACKAGES = ("reftune", "torch", "transformers", "peft", "accelerate", "datasets", "tokenizers", "numpy")
-Say = Callable[[Run, int, int, str], None]
+Say = Callable[[Run, int, int, str, dict[str, Any]], None]
 
 
 def compare(
@@ -42,21 +46,30 @@ def compare(
     """Do the runs that are not done yet, and write `results.json`.
 
     A run's folder is `runs/<hash of its settings>`; what is in it already is not done again, by whatever comparison it
-    was made.  A run that fails is told in the results, and tried again the next time.  `say(run, index, count, what)`
-    is told when a run begins (`"start"`), and `"done"`, `"kept"` or `"failed"`.
+    was made.  A run that fails is told in the results, and tried again the next time.  `say(run, index, count, what,
+    entry)` is told when a run begins (`"start"`), and `"done"`, `"kept"` or `"failed"`; the entry is the run's in the
+    results.
+
+    Raises:
+        ReftuneError: there is no such model, a data file is missing, or a run that is kept was done on other rows.
     """
     runs = runs_of(config)
-    tell = say or (lambda run, index, count, what: None)
+    check_before(runs, output, data_dir)
+
+    def tell(run: Run, index: int, what: str) -> None:
+        if say is not None:
+            say(run, index, len(runs), what, entry_of(run, output / "runs" / run.key))
+
     for index, run in enumerate(runs):
         folder = output / "runs" / run.key
         if (folder / "result.json").is_file():
-            tell(run, index, len(runs), "kept")
+            tell(run, index, "kept")
             continue
-        tell(run, index, len(runs), "start")
+        tell(run, index, "start")
         worked = in_process(run, folder, data_dir)
         # after every run, so that what is there can be looked at
         write_json(output / "results.json", results_of(config, output, command=command))
-        tell(run, index, len(runs), "done" if worked else "failed")
+        tell(run, index, "done" if worked else "failed")
         if not worked and not keep_going:
             break
     results = results_of(config, output, command=command)
@@ -64,20 +77,52 @@ def compare(
     return results
 
 
+def check_before(runs: Sequence[Run], output: Path, data_dir: str | None) -> None:
+    """What would fail in every run fails here, before the first; and what is kept must be of the same rows.
+
+    Raises:
+        ReftuneError: as in `compare`.
+    """
+    keys: dict[str, str | DataError] = {}
+    models: set[tuple[str, str]] = set()
+    for run in runs:
+        folder, settings = output / "runs" / run.key, run.settings
+        kept = (folder / "result.json").is_file()
+        model = (settings["model"], settings["kind"])
+        if not kept and model not in models:
+            found_config = check_model(model[0])
+            if model[1] == "text":
+                refuse_encoder(model[0], found_config)
+            models.add(model)
+        what = key_of([METHODS[run.method].trains, *(settings[name] for name in ROW_SETTINGS)])
+        if what not in keys:
+            try:
+                keys[what] = rows_of_run(settings, data_dir).key
+            except DataError as error:
+                keys[what] = error
+        found = keys[what]
+        if isinstance(found, str):
+            refuse_other_rows(folder, found)
+        elif not kept:
+            raise found
+
+
 def in_process(run: Run, folder: Path, data_dir: str | None) -> bool:
     """Whether it came to its end; what it said is in `log.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = {**run.settings, "data_dir": data_dir or os.environ.get(DATA_VARIABLE)}
     write_json(folder / "settings.json", settings)
-    with (folder / "log.txt").open("w", encoding="utf-8") as log:
-        done = subprocess.run(
-            [sys.executable, "-m", "reftune.evaluation.worker", str(folder / "settings.json"), str(folder)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            check=False,
-        )
-    # where the data lie is nobody's business afterwards
-    write_json(folder / "settings.json", run.settings)
+    try:
+        with (folder / "log.txt").open("w", encoding="utf-8") as log:
+            done = subprocess.run(
+                [sys.executable, "-m", "reftune.evaluation.worker", str(folder / "settings.json"), str(folder)],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                check=False,
+            )
+    finally:
+        # where the data lie is nobody's business afterwards
+        write_json(folder / "settings.json", run.settings)
     return done.returncode == 0 and (folder / "result.json").is_file()
 
 

@@ -5,6 +5,7 @@ Must not know: comparisons, reports.
 
 from __future__ import annotations
 
+import logging
 import resource
 import time
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..data import build_dataset
 from ..errors import ReftuneError
 from ..training import ReftTrainer
+
+logger = logging.getLogger("reftune")
 
 __all__ = ["Clock", "Fit", "fit", "timed", "training_arguments"]
 
@@ -77,6 +80,7 @@ class Clock(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.curve.append((state.global_step, round(self.seconds, 3), float(logs["loss"])))
+            logger.info("step %d of %d, loss %.4f", state.global_step, state.max_steps, float(logs["loss"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.limit is not None and self.seconds >= self.limit:

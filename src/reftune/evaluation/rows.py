@@ -5,23 +5,41 @@ Must not know: models, training.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ..errors import ReftuneError
 from .data import sample, task_rows
+from .files import key_of
 from .methods import METHODS
-from .tasks.base import Row, Task
+from .tasks import TASKS
+from .tasks.base import Row
 
-__all__ = ["rows_of_run"]
+__all__ = ["ROW_SETTINGS", "RunRows", "refuse_other_rows", "rows_of_run"]
 
 HELD_OUT = 500
+ROW_SETTINGS = ("tasks", "train_rows", "test_rows", "data_seed", "held_out")
+"""Settings of a run that choose its rows, beside whether its method trains."""
 
 
-def rows_of_run(
-    tasks: Sequence[Task], settings: dict[str, Any], data_dir: str | None
-) -> tuple[dict[str, list[Row]], dict[str, list[Row]]]:
-    """(rows to train on, rows to score) of each task, by the settings of a run.
+@dataclass(frozen=True)
+class RunRows:
+    """Of each task by its name."""
+
+    train: dict[str, list[Row]]
+    test: dict[str, list[Row]]
+
+    @property
+    def key(self) -> str:
+        """The same for the same rows, wherever they came from."""
+        return key_of([self.train, self.test])
+
+
+def rows_of_run(settings: Mapping[str, Any], data_dir: str | None) -> RunRows:
+    """The rows to train on and the rows to score, by the settings of a run.
 
     Where they are held out of the training rows, those to score are drawn first: they are the same however many are
     trained on.
@@ -30,6 +48,7 @@ def rows_of_run(
         ReftuneError: none of the tasks has rows to train on.
         DataError: a file is missing.
     """
+    tasks = [TASKS[name] for name in settings["tasks"]]
     train: dict[str, list[Row]] = {}
     test: dict[str, list[Row]] = {}
     wanted, tested, seed = settings["train_rows"], settings["test_rows"], settings["data_seed"]
@@ -48,4 +67,21 @@ def rows_of_run(
             test[task.name] = task_rows(task, "test", data_dir=data_dir, limit=tested, seed=seed)
         if trains:
             train[task.name] = rows if wanted is None else sample(rows, wanted, seed=seed)
-    return train, test
+    return RunRows(train, test)
+
+
+def refuse_other_rows(folder: Path, key: str) -> None:
+    """Make sure that what a run's folder holds was found with the rows of this key.
+
+    Raises:
+        ReftuneError: it was not.
+    """
+    for file in (folder / "result.json", folder / "fit.json"):
+        if not file.is_file():
+            continue
+        # those that older versions wrote do not tell
+        if json.loads(file.read_text(encoding="utf-8")).get("rows", key) != key:
+            raise ReftuneError(
+                f"{str(folder)!r} holds a run on other rows than the data folder or the Hub gives now; use another "
+                "--output, or delete it to do it again"
+            )

@@ -59,7 +59,8 @@ def evaluate_rows(
     """Generate an output for each row, read the answers, score them.
 
     With `file` every example is written there as a JSON line as soon as it is done, and rows that the file has already,
-    with the same prompt, are not done again.  Arguments in `generation` go before the task's own.
+    with the same prompt, are not done again; others that it has stay.  Arguments in `generation` go before the task's
+    own.
     """
     start = time.perf_counter()
     prompts = [dict(task.prompt(row)) for row in rows]
@@ -79,7 +80,9 @@ def evaluate_rows(
             progress(len(done))
     examples = [done[row["id"]] for row in rows]
     if file is not None:
-        write_lines(file, examples)
+        wanted = {row["id"] for row in rows}
+        others = [line for line in read_lines(file) if line["id"] not in wanted]
+        write_lines(file, sorted([*examples, *others], key=lambda example: example["id"]))
     return score_examples(task, examples, seconds=time.perf_counter() - start)
 
 

@@ -26,7 +26,7 @@ from .classify import run_classes
 from .files import write_json
 from .fit import fit
 from .methods import METHODS
-from .rows import rows_of_run
+from .rows import RunRows, refuse_other_rows, rows_of_run
 from .runner import evaluate_rows
 from .tasks import TASKS
 from .trained import load_trained, save_trained, size_of
@@ -37,30 +37,31 @@ __all__ = ["run", "run_text"]
 def run(settings: dict[str, Any], folder: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     """Train and score as the settings say; the run's part of `results.json`, which is also in `result.json`."""
     folder.mkdir(parents=True, exist_ok=True)
+    rows = rows_of_run(settings, data_dir)
+    refuse_other_rows(folder, rows.key)
     do = run_text if settings["kind"] == "text" else run_classes
-    result = do(settings, folder, data_dir)
+    result = {**do(settings, folder, rows), "rows": rows.key}
     write_json(folder / "result.json", result)
     return result
 
 
-def run_text(settings: dict[str, Any], folder: Path, data_dir: str | None) -> dict[str, Any]:
+def run_text(settings: dict[str, Any], folder: Path, rows: RunRows) -> dict[str, Any]:
     """A causal model that answers in words."""
     tasks = [TASKS[name] for name in settings["tasks"]]
     method = METHODS[settings["method"]]
-    train, test = rows_of_run(tasks, settings, data_dir)
     set_seed(settings["seed"])
     base, tokenizer = load_base(settings["model"], dtype=settings["dtype"])
     model = method.apply(base, settings["config"], "CAUSAL_LM")
     fitted = folder / "fit.json"
     if not method.trains:
-        write_json(fitted, {})
+        write_json(fitted, {"rows": rows.key})
     elif fitted.is_file():
         load_trained(model, folder)
     else:
-        records = [task.record(row) for task in tasks for row in train.get(task.name, ())]
+        records = [task.record(row) for task in tasks for row in rows.train.get(task.name, ())]
         measured = fit(model, tokenizer, records, settings, folder / "checkpoints")
         save_trained(model, folder)
-        write_json(fitted, asdict(measured))
+        write_json(fitted, {**asdict(measured), "rows": rows.key})
     # before the scoring, which may freeze or cast
     size = size_of(model, folder)
     scores = {}
@@ -69,13 +70,13 @@ def run_text(settings: dict[str, Any], folder: Path, data_dir: str | None) -> di
             model,
             tokenizer,
             task,
-            test[task.name],
+            rows.test[task.name],
             batch_size=settings["eval_batch_size"],
             file=folder / f"{task.name}.jsonl",
             **settings["generation"],
         )
         scores[task.name] = found.summary()
-    counts = {name: len(rows) for name, rows in train.items()}
+    counts = {name: len(found) for name, found in rows.train.items()}
     return {**size, **json.loads(fitted.read_text()), "train_rows": counts, "scores": scores}
 
 

@@ -236,6 +236,21 @@ def test_base_model_only(tmp_path: Path) -> None:
     assert "base model is not shown to be better than a guess on SST-2 (50.0) and QNLI (50.0)" in markdown
 
 
+def test_equal_scores_are_called_equal_and_an_interval_without_width_is_explained(tmp_path: Path) -> None:
+    given = few(methods=3, tasks=1, seeds=(42,))
+    for run in given["runs"]:
+        for score in run["scores"].values():
+            score.update(score=0.0, low=0.0, high=0.0)
+    given["runs"][2]["label"] = "LoReFT l1"
+    markdown, _, _ = written(given, tmp_path)
+    assert "SST-2: base model, LoReFT and LoReFT l1 share the highest score, 0.0." in markdown
+    told = "SST-2: the interval of base model (0.0), LoReFT (0.0) and LoReFT l1 (0.0) has no width"
+    assert told in markdown
+    next(iter(given["runs"][1]["scores"].values()))["score"] = 0.5
+    markdown, _, _ = written(given, tmp_path / "other")
+    assert "share the highest" not in markdown
+
+
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     given = few()
     runs = given["runs"]

@@ -18,6 +18,7 @@ EPOCHS_OFF = 0.02
 SECONDS_OFF = 0.10
 LONGEST_ERROR = 300
 MOST_NAMES = 8
+MOST_TIED = 4
 # Told from a twentieth of the rows on: fewer do not explain a score.
 UNREADABLE_FROM = 20
 
@@ -56,6 +57,11 @@ def findings(results: Results, rows: Sequence[MethodRow]) -> list[str]:
         if top is None or not top.others:
             continue
         best = top.best.scores[task]
+        tied = [row.name for row in top.overlapping if row.scores[task].mean == best.mean]
+        if tied:
+            who = listing([top.best.name, *tied]) if len(tied) < MOST_TIED else f"{len(tied) + 1} methods"
+            found.append(f"{_upper(title_of(results, task))}: {who} share the highest score, {points(best.mean)}.")
+            continue
         start = f"{_upper(title_of(results, task))}: {top.best.name} has the highest score, {points(best.mean)}"
         if best.low is None:
             found.append(f"{start}; without an interval, so nothing says how surely.")
@@ -88,6 +94,7 @@ def caveats(results: Results, rows: Sequence[MethodRow]) -> list[str]:
         *_without_score(results),
         *_unreadable(results),
         *_like_a_guess(results, rows),
+        *_without_width(results, rows),
         *_off_budget(results),
     ]
 
@@ -201,6 +208,21 @@ def _like_a_guess(results: Results, rows: Sequence[MethodRow]) -> list[str]:
             if low is not None and task.chance is not None and low <= task.chance:
                 found.setdefault(row.name, []).append(f"{task.title} ({points(task.chance)})")
     return [f"{name} is not shown to be better than a guess on {listing(titles)}." for name, titles in found.items()]
+
+
+def _without_width(results: Results, rows: Sequence[MethodRow]) -> list[str]:
+    """A bootstrap of rows that all count the same, or of answers that are all the same, knows no spread."""
+    found: dict[str, list[str]] = {}
+    for name, task in results.tasks.items():
+        for row in rows:
+            score = row.scores.get(name)
+            if score is not None and score.low is not None and score.low == score.high:
+                found.setdefault(task.title, []).append(f"{row.name} ({points(score.mean)})")
+    return [
+        f"{title}: the interval of {listing(names)} has no width: every sample of the rows has the same score, as "
+        "where all answers are the same, or all are right. It says nothing of how sure that is."
+        for title, names in found.items()
+    ]
 
 
 def _off_budget(results: Results) -> list[str]:
