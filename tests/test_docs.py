@@ -31,6 +31,9 @@ from typer.testing import CliRunner
 
 from reftune import INTERVENTIONS, ReftConfig
 from reftune.cli.app import app
+from reftune.evaluation.report.results import read_results
+from reftune.evaluation.report.summary import method_rows
+from reftune.evaluation.report.tables import main_table
 from reftune.evaluation.study import StudyConfig
 from reftune.models import convert_smollm2, smollm2_package
 from reftune.training import RunConfig
@@ -290,6 +293,18 @@ def test_every_command_has_a_section_with_all_its_options(verb: str) -> None:
         longest = max(parameter.opts, key=len)
         if longest.startswith("--") and longest != "--help":
             assert f"`{longest}" in section, f"{longest} is missing"
+
+
+@pytest.mark.parametrize("name", ["text", "encoder"])
+def test_the_scores_shown_are_those_of_the_results(name: str) -> None:
+    results = read_results(ROOT / f"results/{name}/results.json")
+    table = main_table(results, method_rows(results))
+    wanted = ["Method", "Trained", *(task.title for task in results.tasks.values()), "CPU time"]
+    shown = [column.title for column in table.columns]
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for cells in table.rows:
+        line = " | ".join(cells[shown.index(title)].text for title in wanted)
+        assert f"| {line} |" in text
 
 
 def test_the_index_has_every_page() -> None:
