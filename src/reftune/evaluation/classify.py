@@ -9,7 +9,7 @@ Must not know: comparisons, reports, generation.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,12 @@ __all__ = ["classify", "classify_rows", "halves", "run_classes"]
 class Epochs(TrainerCallback):
     """Classifies the rows after each epoch and keeps the trained parameters of the best."""
 
-    def __init__(self, model: Any, tokenizer: Any, task: Task, rows: Sequence[Row], seed: int, batch_size: int) -> None:
-        self.model, self.tokenizer, self.task, self.rows, self.batch_size = model, tokenizer, task, rows, batch_size
-        self.chosen, self.reported = halves(len(rows), seed)
+    def __init__(
+        self, model: Any, tokenizer: Any, task: Task, rows: Sequence[Row], settings: Mapping[str, Any]
+    ) -> None:
+        self.model, self.tokenizer, self.task, self.rows = model, tokenizer, task, rows
+        self.how = {"batch_size": settings["eval_batch_size"], "max_length": settings["max_length"]}
+        self.chosen, self.reported = halves(len(rows), settings["seed"])
         self.scores: list[tuple[float, float]] = []
         """(on the half that chooses, on the half that is reported) of each epoch"""
         self.best: tuple[float, np.ndarray, dict[str, Tensor]] | None = None
@@ -48,7 +51,7 @@ class Epochs(TrainerCallback):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         clock = Clock()
-        pairs = pairs_of(self.model, self.tokenizer, self.task, self.rows, self.batch_size)
+        pairs = pairs_of(self.model, self.tokenizer, self.task, self.rows, **self.how)
         first, second = self.task.score(pairs[self.chosen]), self.task.score(pairs[self.reported])
         self.scores.append((first, second))
         if self.best is None or first > self.best[0]:
@@ -71,7 +74,7 @@ def run_classes(settings: dict[str, Any], folder: Path, run_rows: RunRows) -> di
     labels = len(task.classes.names) or 1
     model, tokenizer = load_classifier(settings["model"], labels=labels, dtype=settings["dtype"])
     model = method.apply(model, settings["config"], "SEQ_CLS")
-    epochs = Epochs(model, tokenizer, task, rows, settings["seed"], settings["eval_batch_size"])
+    epochs = Epochs(model, tokenizer, task, rows, settings)
     if not method.trains:
         epochs.on_epoch_end(None, None, None)
         measured: dict[str, Any] = {}
@@ -133,7 +136,7 @@ def classify_rows(
 ) -> TaskResult:
     """The score of a classifier on all rows; with `file` a JSON line for each."""
     start = time.perf_counter()
-    pairs = pairs_of(model, tokenizer, task, rows, batch_size)
+    pairs = pairs_of(model, tokenizer, task, rows, batch_size=batch_size)
     examples = [
         {"id": row["id"], "answer": answer, "reference": reference, "right": answer == reference}
         for row, (answer, reference) in zip(rows, pairs.tolist(), strict=True)
@@ -158,16 +161,22 @@ def encoded(tokenizer: Any, classes: Classes, rows: Sequence[Row], max_length: i
     return dict(tokenizer(first, second, truncation=True, max_length=max_length, return_token_type_ids=True))
 
 
-def pairs_of(model: Any, tokenizer: Any, task: Task, rows: Sequence[Row], batch_size: int) -> np.ndarray:
+def pairs_of(model: Any, tokenizer: Any, task: Task, rows: Sequence[Row], **how: Any) -> np.ndarray:
     """[rows, 2]: what the model says and what is right, as numbers."""
     assert task.classes is not None
-    found = classify(model, tokenizer, task.classes, rows, batch_size=batch_size)
+    found = classify(model, tokenizer, task.classes, rows, **how)
     return np.stack([found, [float(task.classes.label(row)) for row in rows]], axis=1)
 
 
 @torch.inference_mode()
 def classify(
-    model: Any, tokenizer: Any, classes: Classes, rows: Sequence[Row], *, batch_size: int = 32, max_length: int = 512
+    model: Any,
+    tokenizer: Any,
+    classes: Classes,
+    rows: Sequence[Row],
+    *,
+    batch_size: int = 32,
+    max_length: int | None = 512,
 ) -> np.ndarray:
     """[rows]: index of the class, or the value of a regression; rows of similar length together."""
     model.eval()
