@@ -49,6 +49,20 @@ def test_each_answer_is_the_models_own(model: PeftModel) -> None:
         assert generate_texts(model, tokenizer, PROMPTS, batch_size=size, max_new_tokens=5) == expected
 
 
+def test_greedy_whatever_the_models_own_configuration_says(model: PeftModel) -> None:
+    expected = generate_texts(model, word_tokenizer(), PROMPTS, max_new_tokens=5)
+    given: dict[str, Any] = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1}
+    assert generate_texts(model, word_tokenizer(), PROMPTS, max_new_tokens=5, **given) != expected
+    given["do_sample"] = True
+    config = model.generation_config
+    before = {name: getattr(config, name) for name in given}
+    try:
+        config.update(**given)
+        assert generate_texts(model, word_tokenizer(), PROMPTS, max_new_tokens=5) == expected
+    finally:
+        config.update(**before)
+
+
 def test_records_and_texts_mix(model: PeftModel) -> None:
     prompts = [CHATS[0], PROMPTS[1], {"instruction": "w1 w2"}]
     together = generate_texts(model, word_tokenizer(), prompts, max_new_tokens=4)

@@ -15,8 +15,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from .data import encode_prompt
 from .models import refuse_encoder
 
-__all__ = ["generate_batches", "generate_texts"]
+__all__ = ["GREEDY", "generate_batches", "generate_texts"]
 
+# Said in full: a model's own generation configuration may ask for more than the largest logit.
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 # Arguments of `generate` to which padding on the left would count as tokens of the prompt.
 SEE_PADDING = ("max_length", "repetition_penalty", "no_repeat_ngram_size")
 
@@ -33,7 +35,8 @@ def generate_texts(
     """The response to each prompt, in order; a prompt is a record of `reftune.data` or a raw text.
 
     Batches are made of prompts of similar length, padded on the left.  `progress` gets the number of prompts done.
-    Further arguments go to `generate`; greedy decoding unless they say otherwise.
+    Further arguments go to `generate`; greedy decoding unless they say otherwise, whatever the model's own generation
+    configuration says.
     """
     texts = [""] * len(prompts)
     done = 0
@@ -64,9 +67,9 @@ def generate_batches(
     generator: Any = model
     encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     padding = tokenizer.pad_token_id
-    defaults = {"do_sample": False, "pad_token_id": padding, "eos_token_id": end_tokens(model, tokenizer)}
+    defaults = {**GREEDY, "pad_token_id": padding, "eos_token_id": end_tokens(model, tokenizer)}
     arguments = {**defaults, **generate_arguments}
-    sees_padding = any(arguments.get(name) is not None for name in SEE_PADDING)
+    sees_padding = any(arguments.get(name) not in (None, GREEDY.get(name)) for name in SEE_PADDING)
     for chosen in batches([len(ids) for ids in encoded], batch_size, equal=sees_padding):
         width = max(len(encoded[i]) for i in chosen)
         ids = torch.tensor([[padding] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)

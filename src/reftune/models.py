@@ -8,6 +8,7 @@ Must not know: training, the command line.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -42,6 +43,7 @@ __all__ = [
     "SMOLLM2",
     "adapter_config",
     "check_model",
+    "fingerprint",
     "is_adapter",
     "load_adapter",
     "load_base",
@@ -53,6 +55,7 @@ __all__ = [
     "save_adapter",
 ]
 
+ENDS = 2**20
 SMOLLM2 = "SmolLM2-135M-Instruct"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -139,6 +142,26 @@ def convert_smollm2() -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return target
+
+
+def fingerprint(folder: str | None) -> dict[str, str] | None:
+    """What tells the weights and configurations in a folder from later ones; None without a folder.
+
+    Of large files only the ends are read: training leaves no part of a file as it was.
+    """
+    if folder is None or not Path(folder).is_dir():
+        return None
+    names = ("*.safetensors", "*.bin", "config.json", "adapter_config.json")
+    return {file.name: _ends_of(file) for name in names for file in sorted(Path(folder).glob(name))}
+
+
+def _ends_of(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        ends = opened.read(ENDS)
+        opened.seek(max(0, size - ENDS))
+        ends += opened.read()
+    return hashlib.sha256(str(size).encode() + ends).hexdigest()[:12]
 
 
 def check_model(name: str) -> PretrainedConfig:

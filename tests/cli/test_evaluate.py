@@ -85,6 +85,16 @@ def test_eval_does_not_mix_answers_of_two_adapters(reftune: Command, data: Path,
     again = reftune("eval", Path(adapter).name, *given)
     assert again.code == 1 and "what was in 'adapter' before" in again.err
     assert reftune("eval", "base", *given, "--overwrite").code == 0
+    weights = Path("base/model.safetensors")
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    retrained = reftune("eval", "base", *given)
+    assert retrained.code == 1 and "what was in 'base' before" in retrained.err
+    summary = Path("out/settings.json")
+    summary.write_text(summary.read_text()[:-9])
+    damaged = reftune("eval", "base", *given)
+    assert damaged.code == 1 and "'out/settings.json' is damaged" in damaged.err
 
 
 def test_eval_keeps_what_it_has(reftune: Command, data: Path, adapter: str, tmp_path: Path) -> None:

@@ -176,6 +176,12 @@ def test_a_run_that_breaks_off_says_what_is_kept(reftune: Command, files: tuple[
     assert (outcome.json["kept"], outcome.json["asked"], outcome.json["n"]) == (2, 4, 4)
 
 
+def test_pairs_that_are_equal_are_no_score_alone(reftune: Command, files: tuple[Path, Path]) -> None:
+    with serving(lambda asked: "?") as server:
+        outcome = reftune(*arguments(files, server.url, "--json"))
+    assert_stopped(outcome, "no pair that was asked about has a score: of 4, 3 got a reply that is no verdict")
+
+
 def test_no_score_is_an_error(reftune: Command, tmp_path: Path) -> None:
     files = write(tmp_path, {"Greet.": ("Hello.", "Hi.")})
     with serving(lambda asked: "Both are fine.") as server:

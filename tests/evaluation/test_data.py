@@ -64,6 +64,12 @@ def test_a_missing_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     assert "Hub" not in str(error.value), "it is not there, so the message must not send anyone to it"
 
 
+def test_a_file_without_rows_is_named(tmp_path: Path) -> None:
+    write_rows(tmp_path, {FILE: []})
+    with pytest.raises(DataError, match=r"'boolq': .*boolq.test.jsonl.gz' has no rows"):
+        task_rows(BOOLQ, "test", data_dir=tmp_path)
+
+
 def test_a_split_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'SVAMP' has no train rows; it has test"):
         task_rows(TASKS["SVAMP"], "train", data_dir=tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 import time
@@ -228,6 +229,13 @@ def test_neither_is_a_password_in_the_address() -> None:
 def ask_at(url: str) -> Reply:
     asked = endpoint(url)
     return asked.ask(asked.payload("?"))
+
+
+def test_a_reply_in_parts() -> None:
+    parts = json.dumps([{"type": "text", "text": "t"}, {"type": "text", "text": "ie"}])
+    body = f'{{"choices": [{{"message": {{"content": {parts}}}}}]}}'
+    with serving(lambda asked: Answered(body=body)) as server:
+        assert ask(server).text == "tie"
 
 
 @pytest.mark.parametrize("content", [None, ["1"], 1])

@@ -68,6 +68,16 @@ def test_goes_on_where_it_stopped(rows: list[Any], tmp_path: Path, monkeypatch: 
     assert [json.loads(line) for line in file.read_text().splitlines()] == whole.examples
 
 
+def test_lines_that_were_broken_off_are_done_again(rows: list[Any], tmp_path: Path) -> None:
+    model, tokenizer, file = adapted(), word_tokenizer(), tmp_path / "sst2.jsonl"
+    whole = evaluate_rows(model, tokenizer, ECHO, rows, file=file)
+    lines = file.read_bytes().splitlines(keepends=True)
+    for end in ('{"id": 3, "output": "ö'.encode()[:-1], b"42\n", b'{"foo": 1}\n', b'{"id": 3}\n'):
+        file.write_bytes(b"".join(lines[:3]) + end)
+        assert evaluate_rows(model, tokenizer, ECHO, rows, file=file).examples == whole.examples
+        assert file.read_bytes().splitlines(keepends=True) == lines
+
+
 def test_answers_to_other_prompts_are_not_taken(rows: list[Any], tmp_path: Path) -> None:
     file = tmp_path / "sst2.jsonl"
     evaluate_rows(adapted(), word_tokenizer(), ECHO, rows, file=file)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,20 @@ def test_several_tasks_together_or_each_alone() -> None:
         ({"methods": ["lora", "lora"]}, "'LoRA' is there twice"),
         ({"methods": [{"method": "lora", "rank": 3}]}, "unknown keys 'rank'"),
         ({"methods": []}, "methods is empty"),
-        ({"seeds": []}, "seeds is empty"),
+        ({"methods": 3}, "methods=3"),
+        ({"methods": "lora,lorra"}, "'lorra'"),
+        ({"methods": [{"method": "lora", "config": 3}]}, "config of lora is 3"),
+        ({"methods": [{"method": "lora", "config": {"rank": 3}}]}, "LoraConfig has no fields 'rank'"),
+        ({"methods": [{"method": "bitfit", "config": {"r": 3}}]}, "BitFit has no settings"),
+        ({"methods": [{"method": "lora", "training": {"lr": 3}}]}, "training has unknown keys 'lr'"),
+        ({"methods": [{"method": "lora", "seeds": 3}]}, "seeds=3"),
+        ({"training": {"lr": 3}}, "training has unknown keys 'lr'"),
+        ({"generation": 3}, "generation is 3"),
+        ({"seeds": []}, r"seeds=\[\]"),
+        ({"seeds": 3}, "seeds=3"),
+        ({"seeds": [1, 1]}, "a seed twice"),
+        ({"test_rows": 0}, "test_rows=0"),
+        ({"batch_size": 0}, "batch_size=0"),
         ({"rows": 3}, "unknown keys 'rows'"),
         ({"tasks": "gsm8k", "kind": "classes"}, "gsm8k cannot be put as a classification"),
         ({"kind": "classes", "together": True}, "together"),
@@ -94,6 +109,15 @@ def test_several_tasks_together_or_each_alone() -> None:
 def test_what_cannot_be_is_refused(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(ReftuneError, match=words):
         study(**changed)
+
+
+def test_methods_may_be_one_text() -> None:
+    assert [r.method for r in runs_of(study(methods="base, lora"))] == ["base", "lora"]
+
+
+def test_without_training_a_seed_still_draws_a_head_and_the_halves() -> None:
+    runs = runs_of(study(kind="classes", seeds=[1, 2]))
+    assert [(r.method, r.seed) for r in runs] == [("base", 1), ("loreft", 1), ("base", 2), ("loreft", 2)]
 
 
 def test_yaml_numbers_may_be_written_as_people_write_them() -> None:
@@ -277,6 +301,28 @@ def test_runs_on_other_rows_are_not_taken_for_these(
     with pytest.raises(ReftuneError, match="on other rows"):
         run(given, folder, data_dir=str(other))
     assert run(given, folder, data_dir=str(data))["rows"]
+
+
+def test_runs_of_other_weights_are_not_taken_for_these(tmp_path: Path, data: Path) -> None:
+    given = settings(tmp_path, "base")
+    config = study(model=given["model"], methods=["base"])
+    folder = tmp_path / "out/runs" / runs_of(config)[0].key
+    run(given, folder, data_dir=str(data))
+    weights = Path(given["model"]) / "model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    with pytest.raises(ReftuneError, match="model that was in the same folder before"):
+        compare(config, tmp_path / "out", data_dir=str(data))
+
+
+def test_a_run_ends_when_the_comparison_is_killed(tmp_path: Path) -> None:
+    program = "import threading; from reftune.evaluation import worker; worker.end_with_parent()"
+    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+        process.stdin.close()  # type: ignore[union-attr]
+        assert process.wait(timeout=60) == 1
 
 
 # --- recipes ------------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 import time
@@ -15,7 +14,7 @@ from rich.console import Console
 from ..errors import ReftuneError
 from ..evaluation.compare import compare as do_compare
 from ..evaluation.compare import results_of
-from ..evaluation.files import write_json
+from ..evaluation.files import read_json, write_json
 from ..evaluation.report import check_report, write_report
 from ..evaluation.study import Run, StudyConfig
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
@@ -131,7 +130,7 @@ def read_results(output: Path) -> dict[str, Any]:
     file = output / "results.json"
     if not file.is_file():
         raise ReftuneError(f"{str(output)!r} holds no results.json: name the comparison's folder by --output")
-    return dict(json.loads(file.read_text(encoding="utf-8")))
+    return dict(read_json(file))
 
 
 class Lines:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import textwrap
-from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,12 +15,12 @@ from rich.table import Table
 from ..errors import ReftuneError
 from ..evaluation.classify import classify_rows
 from ..evaluation.data import DATA_VARIABLE, task_rows
-from ..evaluation.files import write_json
+from ..evaluation.files import read_json, write_json
 from ..evaluation.pairs import write_alpaca_eval
 from ..evaluation.runner import TaskResult, evaluate_rows
 from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
 from ..evaluation.tasks.base import Task
-from ..models import adapter_config, check_model, is_adapter, load_adapter, load_base, refuse_encoder
+from ..models import adapter_config, check_model, fingerprint, is_adapter, load_adapter, load_base, refuse_encoder
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 
 __all__ = ["evaluate"]
@@ -58,7 +56,7 @@ def evaluate(
     base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="In place of the tasks' own.")] = None,
-    dtype: Annotated[str, typer.Option(help="Of the base model: auto, float32, bfloat16, float16.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the base model: auto, float32, bfloat16, float16.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -69,7 +67,8 @@ def evaluate(
     rows = {task.name: task_rows(task, "test", data_dir=data_dir, limit=limit) for task in chosen}
     folder = output or Path(f"{name_of(adapter)}-eval")
     generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-    settings = {"adapter": adapter, "files": files_of(adapter), "base": base, "dtype": dtype, "generation": generation}
+    settings = {"adapter": adapter, "base": base, "dtype": dtype, "generation": generation}
+    settings |= {"files": fingerprint(adapter), "base_files": fingerprint(base)}
     if not overwrite:
         check_folder(folder, settings)
     if not is_adapter(adapter):
@@ -136,15 +135,18 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> None:
     mark = folder / "settings.json"
     if not mark.is_file():
         return
-    before = json.loads(mark.read_text(encoding="utf-8"))
-    # a folder may be called by several names
-    names = [name for name in settings if name != "adapter" or settings["files"] is None]
-    other = [name for name in names if before.get(name) != settings[name]]
+    before = read_json(mark)
+    # a folder may be called by several names: there it is its files that count
+    parts = {"files": "adapter", "base_files": "base"}
+    names = [name for name in settings if name not in [part for files, part in parts.items() if settings[files]]]
+    other = dict.fromkeys(parts.get(name, name) for name in names if before.get(name) != settings[name])
     if other:
-        shown = ["adapter" if name == "files" else name for name in other]
-        told = ", ".join(f"{name} {before.get(name)!r} and not {settings[name]!r}" for name in shown)
-        if shown == ["adapter"] and before.get("adapter") == settings["adapter"]:
-            told = f"what was in {settings['adapter']!r} before"
+        told = ", ".join(
+            f"what was in {settings[name]!r} before"
+            if before.get(name) == settings[name]
+            else f"{name} {before.get(name)!r} and not {settings[name]!r}"
+            for name in other
+        )
         raise ReftuneError(
             f"{str(folder)!r} holds answers of {told}; use another --output, or --overwrite to start anew"
         )
@@ -160,16 +162,7 @@ def clear(folder: Path) -> dict[str, Any]:
 def summary_of(folder: Path) -> dict[str, Any]:
     """Scores of earlier runs with the same settings, by task."""
     file = folder / "summary.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-
-def files_of(adapter: str) -> dict[str, str] | None:
-    """What tells an adapter from one that was trained later into the same folder; None where there is no folder."""
-    if not Path(adapter).is_dir():
-        return None
-    names = ("adapter_model.safetensors", "adapter_config.json", "config.json")
-    found = {name: Path(adapter) / name for name in names}
-    return {name: sha256(file.read_bytes()).hexdigest()[:12] for name, file in found.items() if file.is_file()}
+    return dict(read_json(file)) if file.is_file() else {}
 
 
 def name_of(adapter: str) -> str:

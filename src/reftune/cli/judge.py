@@ -74,10 +74,10 @@ def judge(
         **{"without_reference": alone, **result.summary(), "judgements": str(file)},
     }
     write_json(folder / "summary.json", told)
-    if result.win_rate is None:
+    if result.n == result.identical < len(pairs):
         raise ReftuneError(
-            f"no pair has a score: of {len(pairs)}, {result.unreadable} got a reply that is no verdict and "
-            f"{result.refused} were refused; the replies are in {file}"
+            f"no pair that was asked about has a score: of {len(pairs)}, {result.unreadable} got a reply that is no "
+            f"verdict and {result.refused} were refused; the replies are in {file}"
         )
     if as_json:
         emit(told)

@@ -5,7 +5,6 @@ Must not know: what a run does, how results are shown.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import subprocess
@@ -20,13 +19,14 @@ from typing import Any
 import torch
 
 from ..errors import DataError
-from ..models import check_model, refuse_encoder
+from ..models import check_model, fingerprint, refuse_encoder
 from .data import DATA_VARIABLE
-from .files import key_of, write_json
+from .files import key_of, read_json, write_json
 from .methods import METHODS
-from .rows import ROW_SETTINGS, refuse_other_rows, rows_of_run
+from .rows import ROW_SETTINGS, refuse_others, rows_of_run
 from .study import Run, StudyConfig, runs_of
 from .tasks import TASKS
+from .worker import WITH_PARENT
 
 __all__ = ["compare", "results_of"]
 
@@ -85,6 +85,7 @@ def check_before(runs: Sequence[Run], output: Path, data_dir: str | None) -> Non
     """
     keys: dict[str, str | DataError] = {}
     models: set[tuple[str, str]] = set()
+    files = fingerprint(runs[0].settings["model"])
     for run in runs:
         folder, settings = output / "runs" / run.key, run.settings
         kept = (folder / "result.json").is_file()
@@ -102,7 +103,7 @@ def check_before(runs: Sequence[Run], output: Path, data_dir: str | None) -> Non
                 keys[what] = error
         found = keys[what]
         if isinstance(found, str):
-            refuse_other_rows(folder, found)
+            refuse_others(folder, {"rows": found, "model_files": files})
         elif not kept:
             raise found
 
@@ -110,20 +111,19 @@ def check_before(runs: Sequence[Run], output: Path, data_dir: str | None) -> Non
 def in_process(run: Run, folder: Path, data_dir: str | None) -> bool:
     """Whether it came to its end; what it said is in `log.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {**run.settings, "data_dir": data_dir or os.environ.get(DATA_VARIABLE)}
-    write_json(folder / "settings.json", settings)
-    try:
-        with (folder / "log.txt").open("w", encoding="utf-8") as log:
-            done = subprocess.run(
-                [sys.executable, "-m", "reftune.evaluation.worker", str(folder / "settings.json"), str(folder)],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                check=False,
-            )
-    finally:
-        # where the data lie is nobody's business afterwards
-        write_json(folder / "settings.json", run.settings)
-    return done.returncode == 0 and (folder / "result.json").is_file()
+    settings = folder / "settings.json"
+    write_json(settings, run.settings)
+    command = [sys.executable, "-m", "reftune.evaluation.worker", str(settings), str(folder), WITH_PARENT]
+    data = {} if data_dir is None else {DATA_VARIABLE: data_dir}
+    with (
+        (folder / "log.txt").open("w", encoding="utf-8") as log,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **data}
+        ) as process,
+    ):
+        # its standard input stays open as long as this process lives
+        code = process.wait()
+    return code == 0 and (folder / "result.json").is_file()
 
 
 def results_of(config: StudyConfig, output: Path, *, command: str = "") -> dict[str, Any]:
@@ -163,7 +163,7 @@ def entry_of(run: Run, folder: Path) -> dict[str, Any]:
     }
     file = folder / "result.json"
     if file.is_file():
-        return {**entry, **json.loads(file.read_text(encoding="utf-8"))}
+        return {**entry, **read_json(file)}
     return {**entry, "scores": {}, "error": why(folder / "log.txt")}
 
 

@@ -55,7 +55,10 @@ def _from_file(task: Task, source: Source, folder: Path) -> list[Row]:
             f"the task {task.name!r} needs the file {source.file} in the data folder {str(folder)!r}, which lacks "
             f"it: put it there{hub} (docs/evaluation.md tells the files and their sources)"
         )
-    return list(read_rows(path).records)
+    found = list(read_rows(path).records)
+    if not found:
+        raise DataError(f"the task {task.name!r}: {str(path)!r} has no rows")
+    return found
 
 
 def _from_hub(task: Task, source: Source) -> list[Row]:

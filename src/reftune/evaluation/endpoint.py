@@ -171,6 +171,9 @@ class Endpoint:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             said = self._shorten(body.decode("utf-8", "replace"))
             raise _Trouble(f"the endpoint {self.shown} sent no chat completion but {said!r}") from None
+        if isinstance(text, list):
+            # in parts, as some servers give it
+            text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
         return Reply(text if isinstance(text, str) else "", finish if isinstance(finish, str) else None)
 
     def _status(self, error: urllib.error.HTTPError) -> Exception:

@@ -12,7 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["append_line", "key_of", "read_lines", "write_json", "write_lines", "write_text"]
+from ..errors import ReftuneError
+
+__all__ = ["append_line", "key_of", "read_json", "read_lines", "write_json", "write_lines", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -25,6 +27,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, ensure_ascii=False, indent=1) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """What `write_json` wrote.
+
+    Raises:
+        ReftuneError: somebody else has written there.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ReftuneError(f"{str(path)!r} is damaged ({error}); delete it to have it made anew") from None
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -44,15 +58,17 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """What `append_line` wrote; a last line that was broken off is left out.  No file: nothing."""
+    """What `append_line` wrote; a line that was broken off, be it amid a letter, is left out.  No file: nothing."""
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
+    for line in path.read_bytes().split(b"\n"):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
+            value = json.loads(line)
+        except ValueError:
             continue
+        if isinstance(value, dict):
+            found.append(value)
     return found
 
 

@@ -217,7 +217,7 @@ def _already(file: Path | None, wanted: set[str]) -> dict[str, str | None]:
     """What was preferred, by key, of an earlier run."""
     if file is None or not file.exists():
         return {}
-    lines = [line for line in read_lines(file) if isinstance(line, dict) and "key" in line]
+    lines = [line for line in read_lines(file) if "key" in line]
     # without the line that was broken off, to which the next one would be joined
     write_lines(file, lines)
     valid = (*SIDES, "tie", None)

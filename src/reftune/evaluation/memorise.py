@@ -25,12 +25,13 @@ from transformers import PreTrainedTokenizerBase
 from ..config import ReftConfig
 from ..data import ReftCollator, encode_prompt
 from ..errors import ReftuneError
+from ..generation import GREEDY
 from ..models import save_adapter
 from ..training.loss import head_as
 from ..training.prepare import prepare_loss, prepare_reuse
 from ..training.reuse import FrozenPrefix
 from ..training.rows import Row, batch_of, rows_of
-from .files import append_line, key_of, read_lines
+from .files import append_line, key_of, read_lines, write_lines
 from .tasks.codebook import key
 from .tasks.memorisation import PROMPT, same_start
 
@@ -267,11 +268,7 @@ def recalled(model: PeftModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequen
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=max(len(pairs[i][1]) for i in chosen),
                 pad_token_id=tokenizer.pad_token_id,
-                # a model's own generation configuration may ask for more than the largest logit
-                do_sample=False,
-                num_beams=1,
-                repetition_penalty=1.0,
-                no_repeat_ngram_size=0,
+                **GREEDY,
             )
             for i, row in zip(chosen, made[:, length:].tolist(), strict=True):
                 found[i] = row[: len(pairs[i][1])]
@@ -335,7 +332,10 @@ def run_cells(
     layer nothing longer is tried than the first that was not held whole; it is left out of the results.
     `model` is the name of the base, which is one of the settings; `command` is noted beside what it brought about.
     """
-    known = {line["key"]: line for line in read_lines(output / CELLS)}
+    known = {line["key"]: line for line in read_lines(output / CELLS) if "key" in line}
+    if known:
+        # without a line that was broken off
+        write_lines(output / CELLS, known.values())
     results: list[dict[str, Any]] = []
     lost: set[tuple[str, int]] = set()
     for cell, pairs in plan:

@@ -37,40 +37,44 @@ class Method:
     """Fields of the method's configuration."""
     learning_rate: float = 9e-4
     trains: bool = True
+    config_class: Any = None
+    """The class of the configuration; none: there is nothing to set."""
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Look at the names of settings.
+
+        Raises:
+            ReftuneError: the method's configuration has no such field.
+        """
+        if self.config_class is None:
+            if settings:
+                raise ReftuneError(f"{self.label} has no settings; {', '.join(map(repr, settings))} are given")
+            return
+        valid = set(self.config_class.__dataclass_fields__)
+        unknown = sorted(set(settings) - valid)
+        if unknown:
+            raise ReftuneError(
+                f"{self.config_class.__name__} has no fields {', '.join(map(repr, unknown))}; it has "
+                f"{', '.join(sorted(valid))}"
+            )
 
 
-def reft(model: Any, settings: Mapping[str, Any], task_type: str) -> PeftModel:
-    return _with_peft(ReftConfig, model, settings, task_type)
-
-
-def of_peft(config_class: Callable[..., Any]) -> Apply:
-    """A method that PEFT has."""
+def of_peft(label: str, config_class: Any, config: Mapping[str, Any] | None = None, **more: Any) -> Method:
+    """A method of PEFT, of which ReFT is one here."""
 
     def apply(model: Any, settings: Mapping[str, Any], task_type: str) -> PeftModel:
-        return _with_peft(config_class, model, settings, task_type)
+        adapted = get_peft_model(model, config_class(**{"task_type": task_type, **settings}))
+        assert isinstance(adapted, PeftModel)
+        return adapted
 
-    return apply
-
-
-def _with_peft(config_class: Any, model: Any, settings: Mapping[str, Any], task_type: str) -> PeftModel:
-    valid = set(config_class.__dataclass_fields__)
-    unknown = sorted(set(settings) - valid)
-    if unknown:
-        raise ReftuneError(
-            f"{config_class.__name__} has no fields {', '.join(map(repr, unknown))}; it has {', '.join(sorted(valid))}"
-        )
-    adapted = get_peft_model(model, config_class(**{"task_type": task_type, **settings}))
-    assert isinstance(adapted, PeftModel)
-    return adapted
+    return Method(label, apply, config or {}, config_class=config_class, **more)
 
 
-def by_name(model: Any, settings: Mapping[str, Any], task_type: str, trained: Callable[[str], bool]) -> int:
+def by_name(model: Any, task_type: str, trained: Callable[[str], bool]) -> int:
     """Train parameters of the model itself, chosen by their names, and the head of a classification.
 
     How many are chosen, the head left aside.
     """
-    if settings:
-        raise ReftuneError(f"this method has no settings; {', '.join(map(repr, settings))} are given")
     head = _head_names(model) if task_type == "SEQ_CLS" else ()
     found = 0
     for name, parameter in model.named_parameters():
@@ -82,7 +86,7 @@ def by_name(model: Any, settings: Mapping[str, Any], task_type: str, trained: Ca
 
 def bitfit(model: Any, settings: Mapping[str, Any], task_type: str) -> Any:
     """All biases, and nothing else (Ben Zaken et al. 2022)."""
-    if not by_name(model, settings, task_type, lambda name: name.endswith(".bias")):
+    if not by_name(model, task_type, lambda name: name.endswith(".bias")):
         raise ReftuneError(
             f"BitFit trains biases, and {type(model).__name__} has none; take it out of the methods for this model"
         )
@@ -91,7 +95,7 @@ def bitfit(model: Any, settings: Mapping[str, Any], task_type: str) -> Any:
 
 def full(model: Any, settings: Mapping[str, Any], task_type: str) -> Any:
     """All parameters."""
-    by_name(model, settings, task_type, lambda name: True)
+    by_name(model, task_type, lambda name: True)
     return model
 
 
@@ -99,7 +103,7 @@ def head_only(model: Any, settings: Mapping[str, Any], task_type: str) -> Any:
     """The classification head on the frozen model."""
     if task_type != "SEQ_CLS":
         raise ReftuneError("head_only trains a classification head, and this task has none; it is for encoders")
-    by_name(model, settings, task_type, lambda name: False)
+    by_name(model, task_type, lambda name: False)
     return model
 
 
@@ -110,16 +114,14 @@ def base(model: Any, settings: Mapping[str, Any], task_type: str) -> Any:
 
 METHODS: dict[str, Method] = {
     "base": Method("base model", base, trains=False),
-    "loreft": Method("LoReFT", reft, {**PUBLISHED, "intervention": "loreft"}),
-    "direft": Method("DiReFT", reft, {**PUBLISHED, "intervention": "direft"}),
-    "noreft": Method("NoReFT", reft, {**PUBLISHED, "intervention": "noreft"}),
-    "prefill_only": Method("prefill-only LoReFT", reft, {**PUBLISHED, "positions": "prompt"}),
-    "lora": Method("LoRA", of_peft(peft.LoraConfig), LORA, learning_rate=3e-4),
-    "dora": Method("DoRA", of_peft(peft.LoraConfig), {**LORA, "use_dora": True}, learning_rate=3e-4),
-    "prefix_tuning": Method(
-        "prefix tuning", of_peft(peft.PrefixTuningConfig), {"num_virtual_tokens": 16}, learning_rate=1e-2
-    ),
-    "ia3": Method("(IA)³", of_peft(peft.IA3Config), learning_rate=3e-3),
+    "loreft": of_peft("LoReFT", ReftConfig, {**PUBLISHED, "intervention": "loreft"}),
+    "direft": of_peft("DiReFT", ReftConfig, {**PUBLISHED, "intervention": "direft"}),
+    "noreft": of_peft("NoReFT", ReftConfig, {**PUBLISHED, "intervention": "noreft"}),
+    "prefill_only": of_peft("prefill-only LoReFT", ReftConfig, {**PUBLISHED, "positions": "prompt"}),
+    "lora": of_peft("LoRA", peft.LoraConfig, LORA, learning_rate=3e-4),
+    "dora": of_peft("DoRA", peft.LoraConfig, {**LORA, "use_dora": True}, learning_rate=3e-4),
+    "prefix_tuning": of_peft("prefix tuning", peft.PrefixTuningConfig, {"num_virtual_tokens": 16}, learning_rate=1e-2),
+    "ia3": of_peft("(IA)³", peft.IA3Config, learning_rate=3e-3),
     "bitfit": Method("BitFit", bitfit, learning_rate=1e-3),
     "full": Method("full finetuning", full, learning_rate=2e-5),
     "head_only": Method("head only", head_only, learning_rate=1e-3),

@@ -5,7 +5,6 @@ Must not know: models, training.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +12,21 @@ from typing import Any
 
 from ..errors import ReftuneError
 from .data import sample, task_rows
-from .files import key_of
+from .files import key_of, read_json
 from .methods import METHODS
 from .tasks import TASKS
 from .tasks.base import Row
 
-__all__ = ["ROW_SETTINGS", "RunRows", "refuse_other_rows", "rows_of_run"]
+__all__ = ["ROW_SETTINGS", "RunRows", "refuse_others", "rows_of_run"]
 
 HELD_OUT = 500
 ROW_SETTINGS = ("tasks", "train_rows", "test_rows", "data_seed", "held_out")
 """Settings of a run that choose its rows, beside whether its method trains."""
+
+OTHERS = {
+    "rows": "on other rows than the data folder or the Hub gives now",
+    "model_files": "of a model that was in the same folder before",
+}
 
 
 @dataclass(frozen=True)
@@ -70,18 +74,17 @@ def rows_of_run(settings: Mapping[str, Any], data_dir: str | None) -> RunRows:
     return RunRows(train, test)
 
 
-def refuse_other_rows(folder: Path, key: str) -> None:
-    """Make sure that what a run's folder holds was found with the rows of this key.
+def refuse_others(folder: Path, made_from: Mapping[str, Any]) -> None:
+    """Make sure that what a run's folder holds was made from these `rows` (the key of `RunRows`) and `model_files`.
 
     Raises:
         ReftuneError: it was not.
     """
     for file in (folder / "result.json", folder / "fit.json"):
-        if not file.is_file():
-            continue
-        # those that older versions wrote do not tell
-        if json.loads(file.read_text(encoding="utf-8")).get("rows", key) != key:
-            raise ReftuneError(
-                f"{str(folder)!r} holds a run on other rows than the data folder or the Hub gives now; use another "
-                "--output, or delete it to do it again"
-            )
+        found = read_json(file) if file.is_file() else {}
+        for name, what in OTHERS.items():
+            # those that older versions wrote do not tell
+            if found.get(name, made_from[name]) != made_from[name]:
+                raise ReftuneError(
+                    f"{str(folder)!r} holds a run {what}; use another --output, or delete it to do it again"
+                )

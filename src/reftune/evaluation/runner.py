@@ -81,7 +81,7 @@ def evaluate_rows(
     examples = [done[row["id"]] for row in rows]
     if file is not None:
         wanted = {row["id"] for row in rows}
-        others = [line for line in read_lines(file) if line["id"] not in wanted]
+        others = [line for line in read_lines(file) if "id" in line and line["id"] not in wanted]
         write_lines(file, sorted([*examples, *others], key=lambda example: example["id"]))
     return score_examples(task, examples, seconds=time.perf_counter() - start)
 
@@ -127,4 +127,5 @@ def _already(file: Path | None, rows: Sequence[Row], prompts: list[dict[str, Any
     if file is None:
         return {}
     wanted = {row["id"]: _text(prompt) for row, prompt in zip(rows, prompts, strict=True)}
-    return {line["id"]: line for line in read_lines(file) if wanted.get(line["id"]) == line["prompt"]}
+    lines = [line for line in read_lines(file) if line.get("id") in wanted]
+    return {line["id"]: line for line in lines if wanted[line["id"]] == line.get("prompt")}

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from transformers import TrainingArguments
+
 from ..errors import ReftuneError
 from ..training.run import number, refuse_unknown
 from .files import key_of
@@ -37,7 +39,7 @@ class StudyConfig:
     """`text`: prompt and answer, for causal models; `classes`: a classification head on an encoder."""
     together: bool = False
     """Train once on the rows of all tasks, and score each."""
-    methods: list[Any] = field(default_factory=lambda: list(DEFAULT_METHODS))
+    methods: str | list[Any] = field(default_factory=lambda: list(DEFAULT_METHODS))
     """Names of `METHODS`, or mappings with method, label, config, training, epochs, seeds."""
     seeds: list[int] = field(default_factory=lambda: [42])
     epochs: float | None = None
@@ -50,7 +52,7 @@ class StudyConfig:
     """So many rows of each task, drawn once; none: all."""
     test_rows: int | None = None
     data_seed: int = 0
-    """Of the rows that are drawn, and of the halves of a validation set."""
+    """Of the rows that are drawn; the halves of a validation set are drawn by a run's seed."""
     held_out: bool = False
     """Score on training rows that are not trained on, to choose tasks and settings without looking at test rows."""
     dtype: str = "float32"
@@ -76,9 +78,14 @@ class StudyConfig:
             raise ReftuneError("together=True is for kind='text': a classification head has the classes of one task")
         if self.kind == "classes" and self.seconds is not None:
             raise ReftuneError("kind='classes' chooses the best epoch: give epochs, not seconds")
-        if not self.seeds:
-            raise ReftuneError("seeds is empty; give at least one")
-        self.training = _numbers(self.training)
+        for name in ("train_rows", "test_rows", "batch_size", "eval_batch_size", "max_length"):
+            value = getattr(self, name)
+            optional = name not in ("batch_size", "eval_batch_size")
+            if not ((isinstance(value, int) and value > 0) or (optional and value is None)):
+                raise ReftuneError(f"{name}={value!r} is not valid; use a whole number above 0")
+        check_seeds(self.seeds)
+        self.training = training_of(self.training)
+        self.generation = keys_and_values("generation", self.generation)
         self.parsed_tasks()
         self.parsed_methods()
 
@@ -107,7 +114,10 @@ class StudyConfig:
 
     def parsed_methods(self) -> list[MethodEntry]:
         """The methods; those given by name with their own settings."""
-        found = [MethodEntry.of(entry) for entry in self.methods]
+        names = self.methods.split(",") if isinstance(self.methods, str) else self.methods
+        if not isinstance(names, list):
+            raise ReftuneError(f"methods={self.methods!r} is not valid; give a list of names or mappings")
+        found = [MethodEntry.of(entry) for entry in names]
         labels = [entry.label for entry in found]
         twice = sorted({label for label in labels if labels.count(label) > 1})
         if twice:
@@ -130,19 +140,23 @@ class MethodEntry:
 
     @staticmethod
     def of(entry: Any) -> MethodEntry:
-        given: dict[str, Any] = {"method": entry} if isinstance(entry, str) else dict(entry)
+        given: dict[str, Any] = {"method": entry.strip()} if isinstance(entry, str) else entry
         refuse_unknown("methods", given, {f.name for f in fields(MethodEntry)})
         name = given.get("method")
         if name not in METHODS:
             raise ReftuneError(f"there is no method {name!r}; there are {', '.join(METHODS)}")
         method = METHODS[name]
+        config, seeds = keys_and_values(f"config of {name}", given.get("config") or {}), given.get("seeds")
+        method.check(config)
+        if seeds is not None:
+            check_seeds(seeds)
         return MethodEntry(
             method=name,
             label=str(given.get("label", method.label)),
-            config={**method.config, **_numbers(given.get("config", {}))},
-            training={"learning_rate": method.learning_rate, **_numbers(given.get("training", {}))},
+            config={**method.config, **config},
+            training={"learning_rate": method.learning_rate, **training_of(given.get("training") or {})},
             epochs=given.get("epochs"),
-            seeds=tuple(given["seeds"]) if given.get("seeds") else None,
+            seeds=None if seeds is None else tuple(seeds),
         )
 
 
@@ -181,7 +195,9 @@ def runs_of(config: StudyConfig) -> list[Run]:
     for name, members in parts:
         for entry in config.parsed_methods():
             trains = METHODS[entry.method].trains
-            seeds = (entry.seeds or tuple(config.seeds)) if trains else (0,)
+            # without training seeds change nothing but a classification head, and the halves
+            several = trains or config.kind == "classes"
+            seeds = (entry.seeds or tuple(config.seeds)) if several else (0,)
             for turn, seed in enumerate(seeds):
                 settings = {
                     **common,
@@ -207,5 +223,34 @@ def _name_of(config: StudyConfig, tasks: list[Task]) -> str:
     return "+".join(names)
 
 
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+def check_seeds(seeds: Any) -> None:
+    """Make sure that seeds are a list of different whole numbers.
+
+    Raises:
+        ReftuneError: they are not.
+    """
+    if not isinstance(seeds, (list, tuple)) or not seeds or any(type(seed) is not int for seed in seeds):
+        raise ReftuneError(f"seeds={seeds!r} is not valid; give a list of whole numbers such as [42, 43, 44]")
+    if len(set(seeds)) < len(seeds):
+        raise ReftuneError(f"seeds={seeds!r} holds a seed twice; the second training would be the first")
+
+
+def training_of(values: Any) -> dict[str, Any]:
+    """Fields of TrainingArguments, as numbers where YAML had texts.
+
+    Raises:
+        ReftuneError: it has no such field.
+    """
+    refuse_unknown("training", values, {f.name for f in fields(TrainingArguments)})
+    return keys_and_values("training", values)
+
+
+def keys_and_values(where: str, values: Any) -> dict[str, Any]:
+    """A part of a configuration, with numbers where YAML had texts.
+
+    Raises:
+        ReftuneError: it is something else.
+    """
+    if not isinstance(values, Mapping):
+        raise ReftuneError(f"{where} is {values!r}; it must be keys and values")
     return {key: number(value) for key, value in values.items()}

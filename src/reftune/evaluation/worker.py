@@ -2,18 +2,19 @@
 
     python -m reftune.evaluation.worker SETTINGS.json FOLDER
 
-Settings are those of `study.Run`, with `data_dir`.  What the folder gets: `adapter/` (or `trained.safetensors` where
-the method is no adapter), `fit.json` once it is trained, a JSON line per scored row in `<task>.jsonl`, and at the end
-`result.json`.  Started again it goes on after the last of these that is there.
+Settings are those of `study.Run`; `REFTUNE_DATA` names the data folder.  What the folder gets: `adapter/` (or
+`trained.safetensors` where the method is no adapter), `fit.json` once it is trained, a JSON line per scored row in
+`<task>.jsonl`, and at the end `result.json`.  Started again it goes on after the last of these that is there.
 
 Must not know: other runs, reports.
 """
 
 from __future__ import annotations
 
-import json
 import logging
+import os
 import sys
+import threading
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,28 +22,36 @@ from typing import Any
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
-from ..models import load_base
+from ..models import fingerprint, load_base
 from .classify import run_classes
-from .files import write_json
+from .files import read_json, write_json
 from .fit import fit
 from .methods import METHODS
-from .rows import RunRows, refuse_other_rows, rows_of_run
+from .rows import RunRows, refuse_others, rows_of_run
 from .runner import evaluate_rows
 from .tasks import TASKS
 from .trained import load_trained, save_trained, size_of
 
-__all__ = ["run", "run_text"]
+__all__ = ["WITH_PARENT", "run", "run_text"]
+
+WITH_PARENT = "--with-parent"
+"""Last argument of this module: the process ends when the one that started it does."""
 
 
 def run(settings: dict[str, Any], folder: Path, *, data_dir: str | None = None) -> dict[str, Any]:
     """Train and score as the settings say; the run's part of `results.json`, which is also in `result.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of_run(settings, data_dir)
-    refuse_other_rows(folder, rows.key)
+    refuse_others(folder, made_from(settings, rows))
     do = run_text if settings["kind"] == "text" else run_classes
-    result = {**do(settings, folder, rows), "rows": rows.key}
+    result = {**do(settings, folder, rows), **made_from(settings, rows)}
     write_json(folder / "result.json", result)
     return result
+
+
+def made_from(settings: dict[str, Any], rows: RunRows) -> dict[str, Any]:
+    """What a run depends on beside its settings; it is kept with what it found."""
+    return {"rows": rows.key, "model_files": fingerprint(settings["model"])}
 
 
 def run_text(settings: dict[str, Any], folder: Path, rows: RunRows) -> dict[str, Any]:
@@ -54,14 +63,14 @@ def run_text(settings: dict[str, Any], folder: Path, rows: RunRows) -> dict[str,
     model = method.apply(base, settings["config"], "CAUSAL_LM")
     fitted = folder / "fit.json"
     if not method.trains:
-        write_json(fitted, {"rows": rows.key})
+        write_json(fitted, made_from(settings, rows))
     elif fitted.is_file():
         load_trained(model, folder)
     else:
         records = [task.record(row) for task in tasks for row in rows.train.get(task.name, ())]
         measured = fit(model, tokenizer, records, settings, folder / "checkpoints")
         save_trained(model, folder)
-        write_json(fitted, {**asdict(measured), "rows": rows.key})
+        write_json(fitted, {**asdict(measured), **made_from(settings, rows)})
     # before the scoring, which may freeze or cast
     size = size_of(model, folder)
     scores = {}
@@ -77,16 +86,26 @@ def run_text(settings: dict[str, Any], folder: Path, rows: RunRows) -> dict[str,
         )
         scores[task.name] = found.summary()
     counts = {name: len(found) for name, found in rows.train.items()}
-    return {**size, **json.loads(fitted.read_text()), "train_rows": counts, "scores": scores}
+    return {**size, **read_json(fitted), "train_rows": counts, "scores": scores}
 
 
 def main() -> None:
     """The command of this module."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     transformers_logging.disable_progress_bar()
-    settings = json.loads(Path(sys.argv[1]).read_text())
-    data_dir = settings.pop("data_dir")
-    run(settings, Path(sys.argv[2]), data_dir=data_dir)
+    if WITH_PARENT in sys.argv:
+        threading.Thread(target=end_with_parent, daemon=True).start()
+    run(read_json(Path(sys.argv[1])), Path(sys.argv[2]))
+
+
+def end_with_parent() -> None:
+    """End this process when nobody holds the other end of its standard input any more.
+
+    Else a comparison that was killed and started again would have two processes in one run's folder.
+    """
+    # not by sys.stdin, whose lock would be missed at the end
+    os.read(0, 1)
+    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from reftune.evaluation.report import read_results
 from reftune.evaluation.report.results import Results, Score
-from reftune.evaluation.report.summary import AVERAGE, Estimate, average, lead, method_rows, pooled
+from reftune.evaluation.report.summary import AVERAGE, Estimate, average, lead, mean_over_tasks, method_rows, pooled
 from tests.evaluation.report.fakes import fake_results
 
 
@@ -111,6 +112,19 @@ def test_a_task_scored_after_two_trainings_gives_two_rows() -> None:
     assert [row.name for row in rows] == ["base model", "LoReFT, trained on sst2", "LoReFT, trained on qnli"]
     # what is not trained is the same however often it is scored
     assert rows[0].scores["sst2"].spread is None
+
+
+def test_costs_weigh_training_tasks_equally_even_where_a_run_does_not_tell() -> None:
+    runs = method_rows(of(fake_results(methods=2, tasks=2)["runs"]))[1].runs
+    silent = [replace(runs[0], train_seconds=None), *runs[1:]]
+    known: dict[str | None, list[float]] = {}
+    for run in silent[1:]:
+        assert run.train_seconds is not None
+        known.setdefault(run.train_task, []).append(run.train_seconds)
+    assert sorted(map(len, known.values())) == [2, 3]
+    expected = sum(sum(values) / len(values) for values in known.values()) / 2
+    assert mean_over_tasks(silent, "train_seconds") == pytest.approx(expected)
+    assert mean_over_tasks([silent[0]], "train_seconds") is None
 
 
 def led(*scores: tuple[float, float, float]) -> tuple[str, list[str], bool]:

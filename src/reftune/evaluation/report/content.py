@@ -84,7 +84,8 @@ def _against_time(results: Results, rows: Sequence[MethodRow], looks: dict[str, 
         logarithmic=False,
         unit=time_unit,
         label=lambda unit: f"training time with preparation, {unit.name}",
-        caption="Times are means over the trainings behind a score; at equal epochs they differ.",
+        caption="Times are means over the trainings behind a score, by the clock on the wall, which other work on the "
+        "machine slows; at equal epochs they differ.",
     )
 
 

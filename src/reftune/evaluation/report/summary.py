@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from .results import Results, Run, Score
 
-__all__ = ["AVERAGE", "Estimate", "Lead", "MethodRow", "average", "lead", "method_rows", "pooled"]
+__all__ = ["AVERAGE", "Estimate", "Lead", "MethodRow", "average", "lead", "mean_over_tasks", "method_rows", "pooled"]
 
 AVERAGE = "average"
 # normal quantile of a 95 % interval
@@ -111,9 +111,18 @@ class MethodRow:
         return tuple(run for run in self.runs if task in run.scores and run.scores[task].score is not None)
 
     def mean_of(self, name: str, task: str = AVERAGE) -> float | None:
-        """Of a field of the runs."""
-        known = [value for value in (getattr(run, name) for run in self.of(task)) if value is not None]
-        return statistics.fmean(known) if known else None
+        """Of a field of the runs that a score is of."""
+        return mean_over_tasks(self.of(task), name)
+
+
+def mean_over_tasks(runs: Iterable[Run], name: str) -> float | None:
+    """Mean of a field over seeds, then over training tasks, so that each of these counts the same; None if unknown."""
+    known: dict[str | None, list[float]] = {}
+    for run in runs:
+        value = getattr(run, name)
+        if value is not None:
+            known.setdefault(run.train_task, []).append(value)
+    return statistics.fmean(map(statistics.fmean, known.values())) if known else None
 
 
 def method_rows(results: Results) -> list[MethodRow]:
@@ -144,8 +153,9 @@ def _row(results: Results, name: str, label: str, runs: Sequence[Run]) -> Method
     row = MethodRow(name, label, runs[0].method, tuple(runs))
     for task in results.tasks:
         found = [run.scores[task] for run in row.of(task)]
-        # an untrained model has one score, however often it is told
-        estimate = pooled(found if row.trains else found[:1])
+        # an untrained model has one score, however often it is told, but where its head is drawn by a seed
+        drawn = row.trains or len({run.seed for run in row.runs}) > 1
+        estimate = pooled(found if drawn else found[:1])
         if estimate is not None:
             row.scores[task] = estimate
     if len(results.tasks) > 1 and len(row.scores) == len(results.tasks):

@@ -13,7 +13,7 @@ from .notes import columns_of
 from .numbers import NONE, Unit, between, count, memory_unit, points, significant, size_unit, time_unit
 from .published import SOURCE, PublishedTable, published_for
 from .results import Results, Run
-from .summary import AVERAGE, Estimate, MethodRow, lead
+from .summary import AVERAGE, Estimate, MethodRow, lead, mean_over_tasks
 
 __all__ = ["cost_table", "main_table", "published_tables", "run_table"]
 
@@ -92,7 +92,7 @@ def _main_notes(results: Results, rows: Sequence[MethodRow], tasks: Sequence[str
     )
     if any(row.trains for row in rows):
         several = len({run.train_task for run in results.done if run.trains}) > 1
-        over = "all trainings of the line, over tasks and seeds" if several else "the seeds"
+        over = "seeds, then over training tasks" if several else "the seeds"
         prepares = any(run.prepare_seconds for run in results.done)
         prepared = " Preparation computes once what training cannot change, to replay it." if prepares else ""
         timed = any(run.cpu_seconds for run in results.done)
@@ -131,17 +131,16 @@ class _Units:
         epochs = [Cell(between((run.epochs for run in trained), significant))] if self.epochs else []
         return [
             *epochs,
-            _mean([run.train_seconds for run in trained], self.time),
-            *([_mean([run.prepare_seconds for run in trained], self.time)] if self.prepares else []),
-            *([_mean([run.cpu_seconds for run in trained], self.time)] if self.cpu else []),
+            _mean(trained, "train_seconds", self.time),
+            *([_mean(trained, "prepare_seconds", self.time)] if self.prepares else []),
+            *([_mean(trained, "cpu_seconds", self.time)] if self.cpu else []),
             Cell(self.memory.show(max(memory, default=None))),
-            _mean([run.adapter_bytes for run in trained], self.disk),
+            _mean(trained, "adapter_bytes", self.disk),
         ]
 
 
-def _mean(values: Sequence[float | None], unit: Unit) -> Cell:
-    known = [value for value in values if value is not None]
-    return Cell(unit.show(statistics.fmean(known) if known else None))
+def _mean(runs: Sequence[Run], name: str, unit: Unit) -> Cell:
+    return Cell(unit.show(mean_over_tasks(runs, name)))
 
 
 def cost_table(results: Results) -> Table | None:
