@@ -19,7 +19,7 @@ from reftune.evaluation.classify import halves
 from reftune.evaluation.compare import compare
 from reftune.evaluation.methods import METHODS
 from reftune.evaluation.study import Run, StudyConfig, runs_of
-from reftune.evaluation.worker import run
+from reftune.evaluation.worker import WITH_PARENT, run
 from tests.evaluation.world import causal_folder, encoder_folder, sentences_folder
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -317,12 +317,28 @@ def test_runs_of_other_weights_are_not_taken_for_these(tmp_path: Path, data: Pat
 
 
 def test_a_run_ends_when_the_comparison_is_killed(tmp_path: Path) -> None:
-    program = "import threading; from reftune.evaluation import worker; worker.end_with_parent()"
-    with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE) as process:
+    program = "from reftune.evaluation import worker; print('ready', flush=True); worker.end_with_parent()"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as process:
+        assert process.stdin is not None and process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
         with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=2)
-        process.stdin.close()  # type: ignore[union-attr]
+            process.wait(timeout=1)
+        process.stdin.close()
         assert process.wait(timeout=60) == 1
+
+
+def test_a_comparison_holds_the_standard_input_of_its_runs(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "program"
+    # 124: nothing came, and no end of it either
+    program.write_text(f'#!/bin/sh\ntimeout 1 cat\necho "$? $@" > {tmp_path / "said"}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(module.sys, "executable", str(program))
+    compare(study(model=causal_folder(tmp_path / "model"), methods=["base"]), tmp_path / "out", data_dir=str(data))
+    said = (tmp_path / "said").read_text().split()
+    assert said[0] == "124" and said[-1] == WITH_PARENT
 
 
 # --- recipes ------------------------------------------------------------------------------------------------------

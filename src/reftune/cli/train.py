@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..errors import ReftuneError
 from ..training import RunConfig, RunResult, end_processes, train_run
+from ..training.run import keys_and_values
 from .output import JsonFlag, TrainingProgress, command, consoles, emit, quiet_libraries, say
 
 __all__ = ["result_dict", "train"]
@@ -136,7 +137,4 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _merge(values: dict[str, Any], section: str, flags: dict[str, Any]) -> None:
     given = {key: value for key, value in flags.items() if value is not None}
     if given:
-        existing = values.get(section) or {}
-        if not isinstance(existing, dict):
-            raise ReftuneError(f"{section} is {existing!r}; it must be keys and values")
-        values[section] = {**existing, **given}
+        values[section] = {**keys_and_values(section, values.get(section) or {}), **given}

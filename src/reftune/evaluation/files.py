@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import ReftuneError
 
-__all__ = ["append_line", "key_of", "read_json", "read_lines", "write_json", "write_lines", "write_text"]
+__all__ = ["append_line", "key_of", "read_json", "read_lines", "whole_lines", "write_json", "write_lines", "write_text"]
 
 
 def write_text(path: Path, text: str) -> None:
@@ -70,6 +70,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             found.append(value)
     return found
+
+
+def whole_lines(path: Path, name: str) -> list[dict[str, Any]]:
+    """The lines that have a field of this name; the file is left without others, such as one that was broken off."""
+    lines = [line for line in read_lines(path) if name in line]
+    if path.is_file():
+        write_lines(path, lines)
+    return lines
 
 
 def key_of(value: Any) -> str:

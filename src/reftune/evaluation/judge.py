@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from .endpoint import Endpoint, EndpointError, RefusedError, Reply
-from .files import append_line, key_of, read_lines, write_lines
+from .files import append_line, key_of, whole_lines
 from .pairs import Pair
 from .scores import MEAN, bootstrap
 
@@ -215,11 +215,7 @@ def _line(question: _Question, reply: Reply, winner: str | None, endpoint: Endpo
 
 def _already(file: Path | None, wanted: set[str]) -> dict[str, str | None]:
     """What was preferred, by key, of an earlier run."""
-    if file is None or not file.exists():
-        return {}
-    lines = [line for line in read_lines(file) if "key" in line]
-    # without the line that was broken off, to which the next one would be joined
-    write_lines(file, lines)
+    lines = [] if file is None else whole_lines(file, "key")
     valid = (*SIDES, "tie", None)
     return {line["key"]: line["winner"] for line in lines if line["key"] in wanted and line.get("winner", 0) in valid}
 

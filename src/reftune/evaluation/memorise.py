@@ -31,7 +31,7 @@ from ..training.loss import head_as
 from ..training.prepare import prepare_loss, prepare_reuse
 from ..training.reuse import FrozenPrefix
 from ..training.rows import Row, batch_of, rows_of
-from .files import append_line, key_of, read_lines, write_lines
+from .files import append_line, key_of, whole_lines
 from .tasks.codebook import key
 from .tasks.memorisation import PROMPT, same_start
 
@@ -332,10 +332,7 @@ def run_cells(
     layer nothing longer is tried than the first that was not held whole; it is left out of the results.
     `model` is the name of the base, which is one of the settings; `command` is noted beside what it brought about.
     """
-    known = {line["key"]: line for line in read_lines(output / CELLS) if "key" in line}
-    if known:
-        # without a line that was broken off
-        write_lines(output / CELLS, known.values())
+    known = {line["key"]: line for line in whole_lines(output / CELLS, "key")}
     results: list[dict[str, Any]] = []
     lost: set[tuple[str, int]] = set()
     for cell, pairs in plan:

@@ -9,10 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from transformers import TrainingArguments
-
 from ..errors import ReftuneError
-from ..training.run import number, refuse_unknown
+from ..training.run import TRAINING_FIELDS, keys_and_values, refuse_unknown
 from .files import key_of
 from .methods import METHODS
 from .tasks import GROUPS, parse_tasks
@@ -241,16 +239,5 @@ def training_of(values: Any) -> dict[str, Any]:
     Raises:
         ReftuneError: it has no such field.
     """
-    refuse_unknown("training", values, {f.name for f in fields(TrainingArguments)})
+    refuse_unknown("training", values, TRAINING_FIELDS)
     return keys_and_values("training", values)
-
-
-def keys_and_values(where: str, values: Any) -> dict[str, Any]:
-    """A part of a configuration, with numbers where YAML had texts.
-
-    Raises:
-        ReftuneError: it is something else.
-    """
-    if not isinstance(values, Mapping):
-        raise ReftuneError(f"{where} is {values!r}; it must be keys and values")
-    return {key: number(value) for key, value in values.items()}

@@ -42,20 +42,20 @@ def run(settings: dict[str, Any], folder: Path, *, data_dir: str | None = None) 
     """Train and score as the settings say; the run's part of `results.json`, which is also in `result.json`."""
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of_run(settings, data_dir)
-    refuse_others(folder, made_from(settings, rows))
-    do = run_text if settings["kind"] == "text" else run_classes
-    result = {**do(settings, folder, rows), **made_from(settings, rows)}
+    # what it depends on beside its settings, kept with what it finds
+    made_from = {"rows": rows.key, "model_files": fingerprint(settings["model"])}
+    refuse_others(folder, made_from)
+    if settings["kind"] == "text":
+        found = run_text(settings, folder, rows, made_from)
+    else:
+        found = run_classes(settings, folder, rows)
+    result = {**found, **made_from}
     write_json(folder / "result.json", result)
     return result
 
 
-def made_from(settings: dict[str, Any], rows: RunRows) -> dict[str, Any]:
-    """What a run depends on beside its settings; it is kept with what it found."""
-    return {"rows": rows.key, "model_files": fingerprint(settings["model"])}
-
-
-def run_text(settings: dict[str, Any], folder: Path, rows: RunRows) -> dict[str, Any]:
-    """A causal model that answers in words."""
+def run_text(settings: dict[str, Any], folder: Path, rows: RunRows, made_from: dict[str, Any]) -> dict[str, Any]:
+    """A causal model that answers in words; `made_from` is kept with what was trained."""
     tasks = [TASKS[name] for name in settings["tasks"]]
     method = METHODS[settings["method"]]
     set_seed(settings["seed"])
@@ -63,14 +63,14 @@ def run_text(settings: dict[str, Any], folder: Path, rows: RunRows) -> dict[str,
     model = method.apply(base, settings["config"], "CAUSAL_LM")
     fitted = folder / "fit.json"
     if not method.trains:
-        write_json(fitted, made_from(settings, rows))
+        write_json(fitted, made_from)
     elif fitted.is_file():
         load_trained(model, folder)
     else:
         records = [task.record(row) for task in tasks for row in rows.train.get(task.name, ())]
         measured = fit(model, tokenizer, records, settings, folder / "checkpoints")
         save_trained(model, folder)
-        write_json(fitted, {**asdict(measured), **made_from(settings, rows)})
+        write_json(fitted, {**asdict(measured), **made_from})
     # before the scoring, which may freeze or cast
     size = size_of(model, folder)
     scores = {}

@@ -46,6 +46,10 @@ TRAINING_DEFAULTS: dict[str, Any] = {
 }
 
 
+# output_dir and seed are told by the configuration itself
+TRAINING_FIELDS = {f.name for f in fields(TrainingArguments) if f.init} - {"output_dir", "seed"}
+
+
 @dataclass
 class RunConfig:
     """What `reftune train` reads from YAML.  Unknown keys are refused, at every level."""
@@ -86,11 +90,9 @@ class RunConfig:
             raise ReftuneError(f"max_length={self.max_length!r} is not valid; use a number of tokens, or null for any")
         self._check_speed()
         refuse_unknown("reft", self.reft, {f.name for f in fields(ReftConfig)})
-        # output_dir and seed are output and seed of the configuration itself
-        valid = {f.name for f in fields(TrainingArguments) if f.init} - {"output_dir", "seed"}
-        refuse_unknown("training", self.training, valid)
-        self.reft = {key: number(value) for key, value in self.reft.items()}
-        self.training = {key: number(value) for key, value in self.training.items()}
+        refuse_unknown("training", self.training, TRAINING_FIELDS)
+        self.reft = keys_and_values("reft", self.reft)
+        self.training = keys_and_values("training", self.training)
         self.reft_config()
 
     def _check_speed(self) -> None:
@@ -284,13 +286,22 @@ def refuse_unknown(where: str, values: Mapping[str, Any], valid: set[str]) -> No
     Raises:
         ReftuneError: there are others than the valid ones, or no keys at all.
     """
-    if not isinstance(values, Mapping):
-        raise ReftuneError(f"{where} is {values!r}; it must be keys and values")
-    unknown = sorted(set(values) - valid)
+    unknown = sorted(set(keys_and_values(where, values)) - valid)
     if unknown:
         raise ReftuneError(
             f"{where} has unknown keys {', '.join(map(repr, unknown))}; valid are {', '.join(sorted(valid))}"
         )
+
+
+def keys_and_values(where: str, values: Any) -> dict[str, Any]:
+    """A part of a configuration, with numbers where YAML had texts.
+
+    Raises:
+        ReftuneError: it is something else.
+    """
+    if not isinstance(values, Mapping):
+        raise ReftuneError(f"{where} is {values!r}; it must be keys and values")
+    return {key: number(value) for key, value in values.items()}
 
 
 def number(value: Any) -> Any:
