@@ -11,7 +11,16 @@ import pytest
 from peft import PeftConfig, TaskType
 
 from reftune import INTERVENTIONS, ReftConfig
-from reftune.config import COMPONENTS, INITS, TIES, ReftGroup, resolve_layers
+from reftune.config import (
+    COMPONENTS,
+    INITS,
+    TIES,
+    ReftGroup,
+    literal_paths,
+    literal_regex,
+    refuse_patterns,
+    resolve_layers,
+)
 
 EVERY_FIELD = {
     "task_type": TaskType.CAUSAL_LM,
@@ -260,3 +269,51 @@ def test_layers(layers: Any, count: int, wanted: list[int]) -> None:
 def test_layers_that_the_model_does_not_have(layers: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_layers(layers, 5)
+
+
+# Patterns of a file ---------------------------------------------------------------------------------------------
+
+HANGS = ".*" * 14 + "z"
+
+
+@pytest.mark.parametrize("paths", [["model.layers.1"], ["h.0.attn", "h.1.attn"], ["lm_head"], ["a-b.0_c"]])
+def test_what_we_write_is_read_as_paths(paths: list[str]) -> None:
+    assert literal_paths(literal_regex(paths)) == paths
+    refuse_patterns(ReftConfig(target_modules=literal_regex(paths), exclude_modules=literal_regex(paths)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HANGS,
+        "(a|a)*b",
+        "a.b",
+        "a+",
+        "a|",
+        "|a",
+        "",
+        r"a\.",
+        r"\.a",
+        r"a\\.b",
+        r"\w",
+        "a\nb",
+        "a b",
+        "[a]",
+        "a||b",
+        r"a\|b",
+        "é",
+    ],
+)
+def test_another_regex_is_not_ours(text: str) -> None:
+    assert literal_paths(text) is None
+
+
+@pytest.mark.parametrize("name", ["target_modules", "exclude_modules", "modules_to_save"])
+def test_a_pattern_that_hangs_is_refused_by_name(name: str) -> None:
+    config = ReftConfig(**{name: [HANGS] if name == "modules_to_save" else HANGS})
+    with pytest.raises(ValueError, match=name):
+        refuse_patterns(config)
+
+
+def test_lists_are_names_not_patterns() -> None:
+    refuse_patterns(ReftConfig(target_modules=[HANGS], exclude_modules=[HANGS], modules_to_save=["model.lm_head"]))

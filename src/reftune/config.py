@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
@@ -16,7 +17,7 @@ from .interventions import ACTIVATIONS, INTERVENTIONS, InterventionOptions
 from .peft_type import REFT
 from .positions import PositionSpec, Tie, parse_positions
 
-__all__ = ["ReftConfig", "ReftGroup", "resolve_layers"]
+__all__ = ["ReftConfig", "ReftGroup", "literal_paths", "literal_regex", "refuse_patterns", "resolve_layers"]
 
 TIES = ("all", "group", "none")
 INITS = ("identity", "paper", "random")
@@ -24,6 +25,10 @@ VECTORS = ("learned", "given")
 ACT_FNS = ("linear", *ACTIVATIONS)
 COMPONENTS = ("block_output", "attention_output", "mlp_output", "attention_head[i]")
 LAYERS_HELP = "'all', an index such as 3 or -1, a fraction such as 0.5, a list of these, or a text such as '3;9;18'"
+
+# of a module within a model
+PATH = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
+SHOWN = 200
 
 Layer = int | float
 Layers = str | Layer | list[Layer]
@@ -298,6 +303,51 @@ def _parse_layers(layers: Layers) -> Literal["all"] | list[Layer]:
     if not parsed:
         raise problem
     return parsed
+
+
+def literal_regex(paths: Iterable[str]) -> str:
+    """The regex that matches these module paths and nothing else: the only form in which reftune writes one."""
+    return "|".join(re.escape(path) for path in paths)
+
+
+def literal_paths(text: str) -> list[str] | None:
+    r"""The module paths that a regex names, None if it is not of the form that `literal_regex` writes.
+
+    That form is whole paths, escaped, with | between them: `model\.layers\.1|model\.layers\.2`.  To match it takes
+    time in proportion to its length.  Any other regex from a file can take for ever, so it is not matched at all.
+    """
+    paths = text.replace("\\", "").split("|")
+    if literal_regex(paths) != text or not all(PATH.fullmatch(path) for path in paths):
+        return None
+    return paths
+
+
+def refuse_patterns(config: ReftConfig) -> None:
+    """Refuse what PEFT would match as a regex and reftune has not written; for configurations that come from a file.
+
+    PEFT takes a text in `target_modules` or `exclude_modules` and every name in `modules_to_save` for a regex; lists
+    in the first two are names, compared as they are.
+
+    Raises:
+        ValueError: one of them is not made of literal paths; the message names the field.
+    """
+    for name in ("target_modules", "exclude_modules"):
+        value = getattr(config, name)
+        if isinstance(value, str) and literal_paths(value) is None:
+            raise ValueError(
+                f"{name}={_shown(value)} is a regex that reftune did not write; from a file only module paths are "
+                "taken, as a regex can take for ever. Where you trust it, load it with PeftModel.from_pretrained and "
+                "save it again, which writes the paths"
+            )
+    for value in config.modules_to_save or ():
+        if not PATH.fullmatch(value):
+            raise ValueError(f"modules_to_save names {_shown(value)}, which is no name of a module such as 'lm_head'")
+
+
+def _shown(value: Any) -> str:
+    """As Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def resolve_layers(layers: Layers, count: int) -> list[int]:
