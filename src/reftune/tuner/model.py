@@ -5,7 +5,6 @@ Must not know: training.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -28,6 +27,7 @@ from .context import WATCHED, CallState, Role, unwatch, watch
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
 from .quantised import is_quantised, keep_float32
 from .sites import Site, find_root, find_sites, find_stacks, layer_number, module_width
+from .targets import settle_targets
 
 __all__ = ["ReftModel"]
 
@@ -72,9 +72,7 @@ class ReftModel(BaseTuner):
         sites = self._sites(peft_config)
         if sites is not None:
             self._check_sites(sites)
-            # a regex, since PEFT condenses long lists of names; for readers, as the layers decide
-            paths = dict.fromkeys(site.path for site, _ in sites)
-            peft_config.target_modules = "|".join(re.escape(path) for path in paths)
+        settle_targets(self.model, peft_config, sites)
         return peft_config
 
     def _sites(self, config: ReftConfig) -> list[tuple[Site, ReftGroup]] | None:
