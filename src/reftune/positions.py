@@ -37,6 +37,7 @@ __all__ = [
     "segments_of_full_rows",
     "slots",
     "token_mask",
+    "unit_count",
     "unit_slices",
 ]
 
@@ -121,6 +122,13 @@ def unit_slices(spec: PositionSpec, tie: Tie) -> list[slice]:
         halves = [slice(0, spec.first), slice(spec.first, spec.count)]
         return [half for half in halves if half.stop > half.start]
     return [slice(i, i + 1) for i in range(spec.count)]
+
+
+def unit_count(spec: PositionSpec, tie: Tie) -> int:
+    """How many slices `unit_slices` has, without making them."""
+    if spec.scope != "span" or tie == "all":
+        return 1
+    return (spec.first > 0) + (spec.last > 0) if tie == "group" else spec.count
 
 
 def joint_span(specs: Sequence[PositionSpec]) -> PositionSpec:

@@ -63,5 +63,9 @@ def of_layers(regex: str) -> bool:
 
 def shown(value: Any) -> str:
     """As Python writes it, cut where it is long."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # nested too deep, or a number of thousands of digits
+        return f"a {type(value).__name__} too large to be shown"
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."

@@ -27,6 +27,7 @@ from .context import WATCHED, CallState, Role, unwatch, watch
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
 from .quantised import is_quantised, keep_float32
 from .sites import Site, find_root, find_sites, find_stacks, layer_number, module_width
+from .surplus import warn_of_surplus
 from .targets import settle_targets
 
 __all__ = ["ReftModel"]
@@ -163,6 +164,14 @@ class ReftModel(BaseTuner):
         return state
 
     # --- what PEFT calls ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        warn_of_surplus(model, adapter_name, found)
+        return found
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         # All that can be refused is checked first, so that a refused call changes nothing.

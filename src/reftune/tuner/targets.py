@@ -19,7 +19,7 @@ from ..config import ReftConfig, ReftGroup
 from ..values import literal_paths, literal_regex, shown
 from .sites import Site
 
-__all__ = ["settle_targets"]
+__all__ = ["added_heads", "settle_targets"]
 
 # PEFT adds the names of heads by itself; a model has one of them
 HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score"), "QUESTION_ANS": ("qa_outputs",)}
@@ -134,6 +134,11 @@ def _refuse_excluded_layers(config: ReftConfig, sites: list[tuple[Site, ReftGrou
             )
 
 
+def added_heads(config: ReftConfig) -> tuple[str, ...]:
+    """Names that PEFT puts into `modules_to_save` for the task, whether or not the model has them."""
+    return HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ())
+
+
 def _refuse_saved(model: nn.Module, config: ReftConfig, edited: list[str]) -> None:
     """A module in `modules_to_save` is replaced by a copy, without the edits of it and of what is in it."""
     wanted = list(dict.fromkeys(config.modules_to_save or ()))
@@ -142,7 +147,7 @@ def _refuse_saved(model: nn.Module, config: ReftConfig, edited: list[str]) -> No
         for name, _ in model.named_modules(remove_duplicate=False)
         if name
     ]
-    added = HEADS.get(str(getattr(config.task_type, "value", config.task_type)), ())
+    added = added_heads(config)
     names = [name for name, _ in saved]
     for one in wanted:
         if one not in added and not any(name.endswith(one) for name in names):
