@@ -48,7 +48,8 @@ def by_transformers(folder: Path) -> Any:
     return model
 
 
-WAYS = [by_from_pretrained, by_load_adapter, by_auto, by_transformers]
+# transformers' own load_adapter reads the file by itself, and tells of what it does not know in its log
+WAYS = [by_from_pretrained, by_load_adapter, by_auto]
 
 
 def saved(folder: Path, more: dict[str, torch.Tensor] | None = None, **fields: Any) -> Path:

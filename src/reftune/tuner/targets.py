@@ -95,8 +95,8 @@ def _write_targets(config: ReftConfig, targets: list[str], names: list[str]) -> 
         # paths that are not here are of another model, where the same layers have other names
         if set(given) <= set(names) and set(given) != set(targets):
             raise ValueError(
-                f"layers={config.layers!r} are {shown(targets)} in this model, but target_modules={shown(before)} "
-                "names others; leave target_modules out, or name the model that the adapter was made for"
+                f"layers name {shown(targets)} in this model, but target_modules={shown(before)} names others; leave "
+                "target_modules out, or name the model that the adapter was made for"
             )
     config.target_modules = config.matched[regex] = regex
 
