@@ -24,7 +24,6 @@ from urllib.request import getproxies
 
 import torch
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,7 +36,10 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from .adapter_files import UNREADABLE, check_config_file, check_weights
 from .errors import ReftuneError
+from .tuner.surplus import SurplusWarning
+from .values import shown
 
 __all__ = [
     "SMOLLM2",
@@ -56,6 +58,8 @@ __all__ = [
 ]
 
 ENDS = 2**20
+# of a message that is not ours
+LONGEST = 600
 SMOLLM2 = "SmolLM2-135M-Instruct"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -268,10 +272,13 @@ def adapter_config(folder: str | Path) -> PeftConfig:
     if not is_adapter(folder):
         what = "holds no adapter_config.json" if Path(folder).is_dir() else "is neither a folder nor on the Hub"
         raise ReftuneError(f"there is no adapter in {str(folder)!r}: it {what}")
+    where = f"the adapter_config.json of {str(folder)!r}"
     try:
-        return PeftConfig.from_pretrained(str(folder), **_hub_arguments(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ReftuneError(f"the adapter_config.json of {str(folder)!r} cannot be read: {_brief(error)}") from error
+        hub = _hub_arguments(folder)
+        check_config_file(str(find_adapter_config_file(str(folder), **hub)))
+        return PeftConfig.from_pretrained(str(folder), **hub)
+    except UNREADABLE as error:
+        raise ReftuneError(f"{where} cannot be read: {_brief(error)}") from error
 
 
 def load_adapter(
@@ -299,17 +306,19 @@ def load_adapter(
 
 
 def put_adapter(model: Any, folder: str | Path, config: PeftConfig, *, name: str) -> PeftModel:
-    """`PeftModel.from_pretrained`, which also refuses weights that do not fill the adapter.
+    """`PeftModel.from_pretrained`, which also refuses weights that are not those of the adapter: fewer, more, others.
 
     Raises:
         ReftuneError: they cannot be read, or are of a base model of another shape; `name` is this one's.
     """
     try:
+        check_weights(folder, config, **_hub_arguments(folder))
         with warnings.catch_warnings():
             # of another base, or of one that had a LoRA adapter: what is missing would be random numbers
             warnings.filterwarnings("error", message="Found missing adapter keys")
+            warnings.filterwarnings("error", category=SurplusWarning)
             return PeftModel.from_pretrained(model, str(folder), config=config, **_hub_arguments(folder))
-    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+    except UNREADABLE as error:
         raise ReftuneError(f"the adapter {str(folder)!r} cannot be put on {name!r}: {_brief(error)}") from error
 
 
@@ -366,5 +375,8 @@ def _hub_is_reachable() -> bool:
 
 def _brief(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if isinstance(error, KeyError):
+        return f"{shown(error.args[0]) if error.args else 'a name'} is missing"
     # torch's first line only says that something follows
-    return " ".join(lines[:2]) if lines else type(error).__name__
+    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
