@@ -1,4 +1,4 @@
-"""Training that is killed at random moments, finds the disk full or the folder read-only: `--resume` gives the same bits.
+"""Training that is killed at random moments, finds a full disk or a read-only folder: `--resume` gives the same bits.
 
 `REFTUNE_KILLS` is the number of moments (8), `REFTUNE_KILL_SEED` what they are drawn from.  Half of them wait for a
 file of a checkpoint, of the frozen prefix or of the adapter to appear, so that writing is what is broken off.
@@ -10,7 +10,6 @@ import os
 import random
 import shutil
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,7 +21,7 @@ import pytest
 import yaml
 
 from reftune.training.checkpoints import MARK, checkpoints_in, damage
-from tests.training.killed_run import NOBODY, start
+from tests.training.killed_run import start
 from tests.training.text_models import PAIRS, save_base, write_jsonl
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="needs signals and forks")]
@@ -40,11 +39,10 @@ DISK_MB = 3
 
 
 class Place:
-    """A folder for runs with all that they need; unlike the folders that pytest makes, everybody may look into it."""
+    """A folder for runs, with all that they need and what they end in."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        folder.chmod(0o755)
         save_base(folder / "base")
         write_jsonl(folder / "rows.jsonl", [*PAIRS, *PAIRS[:4]])
         self.seconds: dict[str, float] = {}
@@ -94,9 +92,8 @@ def drawn_target(draw: random.Random, output: Path, way: str) -> tuple[Path, str
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Place]:
-    with tempfile.TemporaryDirectory(prefix="reftune-killed.") as folder:
-        yield Place(Path(folder))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("killed"))
 
 
 def assert_same_in_the_end(place: Place, way: str, output: Path, log: Path) -> str:
@@ -194,13 +191,9 @@ def test_a_disk_that_fills_up(place: Place, small_disk: Path, tmp_path: Path, fi
 
 
 def test_a_folder_that_becomes_read_only(place: Place, tmp_path: Path) -> None:
-    output, log = place.folder / "read-only", tmp_path / "log"
+    output, log = tmp_path / "out", tmp_path / "log"
     checkpoints = output / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    if os.geteuid() == 0:
-        for folder in (output, checkpoints):
-            os.chown(folder, NOBODY, NOBODY)
-    process = start(place.arguments("memory", output), log, as_root=False)
+    process = start(place.arguments("memory", output), log, bound=True)
     until(process, lambda: (checkpoints / "checkpoint-9" / MARK).exists())
     for folder in (output, checkpoints):
         folder.chmod(0o555)
@@ -208,7 +201,7 @@ def test_a_folder_that_becomes_read_only(place: Place, tmp_path: Path) -> None:
     lines = [line for line in log.read_text().splitlines() if line.startswith("reftune: ")]
     assert "Traceback" not in log.read_text()
     assert len(lines) == 1 and "Permission denied" in lines[0] and "stands" in lines[0], lines
-    process = start([*place.arguments("memory", output), "--resume"], log, as_root=False)
+    process = start([*place.arguments("memory", output), "--resume"], log, bound=True)
     assert wait(process) == 1
     assert log.read_text().startswith("reftune: ") and "Permission denied" in log.read_text()
     assert len(log.read_text().splitlines()) == 1
