@@ -28,7 +28,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.name != "posix", reason="n
 
 KILLS = int(os.environ.get("REFTUNE_KILLS", "8"))
 SEED = int(os.environ.get("REFTUNE_KILL_SEED", "0"))
-STEPS, EVERY = 24, 3
+# The end is no end of an epoch, of which there are three steps each.
+STEPS, EVERY = 25, 4
 FILES = ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "training_args.bin", "optimizer.pt")
 FILES += ("scheduler.pt", "rng_state.pth", "trainer_state.json", f".{MARK}.*", MARK)
 # with what is kept in memory, and on disk
@@ -57,7 +58,7 @@ class Place:
     def arguments(self, way: str, output: Path) -> list[str]:
         """Of `reftune train`."""
         training = {"max_steps": STEPS, "save_strategy": "steps", "save_steps": EVERY, "learning_rate": 2e-2}
-        training |= {"per_device_train_batch_size": 4, "logging_steps": 1, "gradient_accumulation_steps": 1}
+        training |= {"per_device_train_batch_size": 4, "logging_steps": 1, "lr_scheduler_type": "constant"}
         values = {"model": str(self.folder / "base"), "data": str(self.folder / "rows.jsonl"), "output": str(output)}
         values |= {"reft": {"r": 2, "positions": "l1", "layers": [1], "dropout": 0.1}, "training": training}
         config = self.folder / f"{way}.yaml"
@@ -83,7 +84,7 @@ def until(process: Any, seen: Callable[[], Any]) -> None:
 
 def drawn_target(draw: random.Random, output: Path, way: str) -> tuple[Path, str]:
     """A file whose appearance is waited for."""
-    name = f"checkpoint-{draw.randrange(1, STEPS // EVERY + 1) * EVERY}"
+    name = f"checkpoint-{draw.choice([*range(EVERY, STEPS, EVERY), STEPS])}"
     targets = [(output / "checkpoints" / name, file) for file in FILES]
     targets += [(output, "reftune.json"), (output, ".saving.*/*"), (output, "adapter_config.json")]
     if way == "disk":
@@ -111,8 +112,9 @@ def assert_same_in_the_end(place: Place, way: str, output: Path, log: Path) -> s
     assert "Traceback" not in log.read_text()
     assert files_of(output) == place.expected[way]
     left = checkpoints_in(output / "checkpoints")
-    assert [path.name for path in left] == [f"checkpoint-{STEPS - EVERY}", f"checkpoint-{STEPS}"]
+    assert [path.name for path in left] == [f"checkpoint-{STEPS - STEPS % EVERY}", f"checkpoint-{STEPS}"]
     assert [damage(path) for path in left] == [None, None]
+    assert sorted((output / "checkpoints").iterdir()) == sorted(left)
     assert not [path for path in output.iterdir() if path.name.startswith(".")]
     return how
 
@@ -175,8 +177,8 @@ def test_a_disk_that_fills_up(place: Place, small_disk: Path, tmp_path: Path, fi
     output, log = small_disk / "out", tmp_path / "log"
     process = start(place.arguments("memory", output), log)
     checkpoints = output / "checkpoints"
-    until(process, lambda: (checkpoints / "checkpoint-6" / MARK).exists())
-    until(process, lambda: next(checkpoints.glob(f"checkpoint-9/{file}"), None))
+    until(process, lambda: (checkpoints / "checkpoint-8" / MARK).exists())
+    until(process, lambda: next(checkpoints.glob(f"checkpoint-12/{file}"), None))
     fill(small_disk / "others")
     assert wait(process) == 1
     lines = [line for line in log.read_text().splitlines() if line.startswith("reftune: ")]
@@ -194,7 +196,7 @@ def test_a_folder_that_becomes_read_only(place: Place, tmp_path: Path) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
     checkpoints = output / "checkpoints"
     process = start(place.arguments("memory", output), log, bound=True)
-    until(process, lambda: (checkpoints / "checkpoint-9" / MARK).exists())
+    until(process, lambda: (checkpoints / "checkpoint-8" / MARK).exists())
     for folder in (output, checkpoints):
         folder.chmod(0o555)
     assert wait(process) == 1

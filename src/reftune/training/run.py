@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -286,7 +287,7 @@ def _clear(output: Path, *, overwrite: bool) -> None:
     """Remove what processes that were killed left half, and if asked the checkpoints of an earlier run."""
     if overwrite and (output / CHECKPOINTS).is_dir():
         # at once: what is left of them when this is killed must not be resumed from
-        os.replace(output / CHECKPOINTS, output / f"{OVERWRITTEN}{os.getpid()}")
+        os.replace(output / CHECKPOINTS, Path(tempfile.mkdtemp(dir=output, prefix=OVERWRITTEN)) / CHECKPOINTS)
     for left in [*output.glob(f"{OVERWRITTEN}*"), *output.glob(f"{SAVING}*")]:
         shutil.rmtree(left, ignore_errors=True)
 

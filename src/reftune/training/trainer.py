@@ -28,6 +28,7 @@ from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_los
 from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
 from .rows import Row, batch_of, call_tokens, packed_batch, rows_of, split
+from .store import remove_folder
 
 __all__ = ["REUSE", "ReftTrainer"]
 
@@ -123,6 +124,9 @@ class ReftTrainer(ProcessTrainer):
             raise
         if self._frozen is not None and not self._frozen.in_memory:
             self._drop_frozen()
+        if self._frozen is None:
+            # of a run that was killed
+            remove_folder(self._frozen_folder())
         return result
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -153,6 +157,13 @@ class ReftTrainer(ProcessTrainer):
             if loss is not None:
                 return loss.detach(), None, None
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # resumed from the end of a run: Trainer would look for that after one step more, unless an epoch ends here
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run, step, limit = Path(self._get_output_dir(trial=trial)), self.state.global_step, self.args.save_total_limit
@@ -281,7 +292,7 @@ class ReftTrainer(ProcessTrainer):
                     self._loss,
                     self._rows_of_run,
                     passes_of_run=self._passes,
-                    folder=Path(self.args.output_dir or ".") / "frozen-prefix" / str(self.args.process_index),
+                    folder=self._frozen_folder(),
                     limit_gb=self.reuse_limit_gb,
                     on_fill=self._on_fill,
                     is_main=self.is_world_process_zero(),
@@ -337,6 +348,9 @@ class ReftTrainer(ProcessTrainer):
     def _say_off(self, reason: str) -> None:
         if self.is_world_process_zero():
             logger.warning("frozen-prefix reuse is off: %s", reason)
+
+    def _frozen_folder(self) -> Path:
+        return Path(self.args.output_dir or ".") / "frozen-prefix" / str(self.args.process_index)
 
     def _drop_frozen_if_stale(self) -> None:
         if self._frozen is not None:
