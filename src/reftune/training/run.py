@@ -248,10 +248,17 @@ def _train_run(
     seconds = time.perf_counter() - start
     if trainer.is_world_process_zero():
         _save(model, style, output)
+    return _result(trainer, model, tokenizer, output, seconds)
+
+
+def _result(
+    trainer: ReftTrainer, model: PeftModel, tokenizer: PreTrainedTokenizerBase, output: Path, seconds: float
+) -> RunResult:
     model.eval()
+    dataset: Any = trainer.train_dataset
     head = dataset.select(range(min(len(dataset), FINAL_LOSS_ROWS)))
     final_loss = trainer.evaluate(head, metric_key_prefix="train")["train_loss"]
-    eval_loss = trainer.evaluate()["eval_loss"] if eval_dataset is not None else None
+    eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
     trained, total = model.get_nb_trainable_parameters()
     history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     return RunResult(
