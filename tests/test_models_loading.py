@@ -59,6 +59,30 @@ def test_adapters_of_other_names_are_saved_too(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_weights_never_stand_beside_another_configuration(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(source: Any, target: Any) -> None:
+        if str(target).endswith(".safetensors"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    def saved(positions: str) -> None:
+        config = ReftConfig(r=2, positions=positions, task_type="CAUSAL_LM")
+        with pytest.raises(KeyboardInterrupt):
+            save_adapter(get_peft_model(text_model(), config), adapter)  # type: ignore[arg-type]
+
+    replace = os.replace
+    before = (adapter / "adapter_model.safetensors").read_bytes()
+    # the same shapes: nothing but the configuration tells them apart
+    monkeypatch.setattr(os, "replace", killed)
+    saved("l2")
+    assert '"l2"' in (adapter / "adapter_config.json").read_text()
+    assert not (adapter / "adapter_model.safetensors").exists()
+    # over the same, what is there stays until the new ones are
+    (adapter / "adapter_model.safetensors").write_bytes(before)
+    saved("l2")
+    assert (adapter / "adapter_model.safetensors").read_bytes() == before
+
+
 def test_a_padding_token_in_any_case(tmp_path: Path) -> None:
     tokenizer = word_tokenizer()
     tokenizer.pad_token = None

