@@ -21,6 +21,7 @@ __all__ = [
     "MESSAGES",
     "Kind",
     "Record",
+    "check_encodable",
     "check_record",
     "is_conversation",
 ]
@@ -114,7 +115,7 @@ def _check_instruction(record: Record, need_response: bool) -> None:
     if (extra := record.get("input")) is not None:
         if not isinstance(extra, str):
             raise DataError(f"'input' must be a string or absent, not {_described(extra)}")
-        _check_encodable(extra, "input")
+        check_encodable(extra, "input")
     if need_response:
         _check_text(record, "output")
 
@@ -134,7 +135,7 @@ def _check_text(record: Record, column: str) -> None:
         raise DataError(f"{column!r} must be a string, not {_described(value)}")
     if not value.strip():
         raise DataError(f"{column!r} is empty: {value!r}")
-    _check_encodable(value, column)
+    check_encodable(value, column)
 
 
 def _check_turns(turns: object, column: str) -> None:
@@ -153,10 +154,10 @@ def _check_turns(turns: object, column: str) -> None:
         # A turn that only calls tools has no text.
         if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
             raise DataError(f"message {number} of {column!r} needs a 'content' string, not {_described(content)}")
-        _check_encodable(content or "", column)
+        check_encodable(content or "", column)
 
 
-def _check_encodable(text: str, column: str) -> None:
+def check_encodable(text: str, column: str) -> None:
     """Half of a surrogate pair, as a cut emoji in JSON leaves it, is a string in Python and for nobody else."""
     try:
         text.encode()
