@@ -6,9 +6,10 @@ Must not know: records, files.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["parse_json"]
+__all__ = ["from_text", "parse_json", "without_nulls"]
 
 
 def parse_json(text: str, start: int | None = None) -> Any:
@@ -26,6 +27,22 @@ def parse_json(text: str, start: int | None = None) -> Any:
         if "int_max_str_digits" in str(error):
             raise ValueError("a number has more digits than can be read; write it as a text, in quotes") from error
         raise
+
+
+def from_text(value: Any) -> Any:
+    """A text is the JSON in it, as columns of tables and calls of tools have it; anything else is itself.
+
+    Raises:
+        ValueError: the text is not JSON.
+    """
+    return parse_json(value) if isinstance(value, str) else value
+
+
+def without_nulls(value: Any) -> Any:
+    """The value without keys that have none, at any depth: a table gives each row the keys of all the others."""
+    if isinstance(value, Mapping):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
