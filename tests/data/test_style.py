@@ -27,10 +27,10 @@ SYSTEM = {"role": "system", "content": "be kind"}
         ([{"messages": [SYSTEM, USER, ANSWER]}] * 2, PromptStyle("messages", "be kind")),
         ([{"messages": [SYSTEM, USER, ANSWER]}, {"messages": [USER, ANSWER]}], PromptStyle("messages")),
         ([{"prompt": [SYSTEM, USER], "completion": [ANSWER]}], PromptStyle("messages", "be kind")),
-        ([{"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}], PromptStyle("messages")),
+        ([{"prompt": "a", "completion": "b"}, {"instruction": "a", "output": "b"}], None),
     ],
 )
-def test_style_of_records(records: list[dict[str, Any]], expected: PromptStyle) -> None:
+def test_style_of_records(records: list[dict[str, Any]], expected: PromptStyle | None) -> None:
     assert PromptStyle.of_records(records) == expected
 
 

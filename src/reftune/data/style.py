@@ -16,12 +16,14 @@ from reftune.data.kinds import INSTRUCTION, MESSAGES, check_encodable, check_rec
 from reftune.data.strict import parse_json
 from reftune.errors import DataError
 
-__all__ = ["STYLE_FILE", "PromptStyle"]
+__all__ = ["STYLES", "STYLE_FILE", "PromptStyle"]
 
 STYLE_FILE = "reftune.json"
 STYLES = ("messages", "instruction", "prompt")
 # of the file: a system turn has its place in it, and nothing else of length
 LIMIT = 1 << 16
+# in the description of a data set, where it goes with it through `select`, `shuffle`, `map` and the disk
+NOTE = "reftune.json: "
 
 
 @dataclass(frozen=True)
@@ -73,17 +75,30 @@ class PromptStyle:
         return self.record(messages[0]["content"])
 
     @classmethod
-    def of_records(cls, records: Iterable[Mapping[str, Any]]) -> PromptStyle:
-        """The style of training records; a system turn counts if all of them have the same."""
-        systems: set[str | None] = set()
-        styles: set[str] = set()
-        for record in records:
-            style, turns = _style_and_turns(record)
-            styles.add(style)
-            first = turns[0] if turns else {}
-            systems.add(first.get("content") if first.get("role") == "system" else None)
-        style = styles.pop() if len(styles) == 1 else "messages"
-        return cls(style, systems.pop() if len(systems) == 1 else None)
+    def of_records(cls, records: Iterable[Mapping[str, Any]]) -> PromptStyle | None:
+        """The style of training records, None if they differ; a system turn counts if all of them have the same."""
+        return cls._common({cls.of_record(record) for record in records})
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> PromptStyle:
+        """The style of one record."""
+        style, turns = _style_and_turns(record)
+        first = turns[0] if turns else {}
+        return cls(style, first.get("content") if first.get("role") == "system" else None)
+
+    @classmethod
+    def of_dataset(cls, dataset: Any) -> PromptStyle | None:
+        """The style of what `build_dataset` built, also behind `select` and its like; None if it is unknown."""
+        description = getattr(getattr(dataset, "info", None), "description", None) or ""
+        notes = [line.removeprefix(NOTE) for line in description.splitlines() if line.startswith(NOTE)]
+        return cls._common({cls._parsed(note) for note in notes})
+
+    @classmethod
+    def _common(cls, found: set[PromptStyle]) -> PromptStyle | None:
+        styles, systems = {one.style for one in found}, {one.system for one in found}
+        if len(styles) != 1:
+            return None
+        return cls(styles.pop(), systems.pop() if len(systems) == 1 else None)
 
     @classmethod
     def read(cls, folder: str | Path) -> PromptStyle | None:
@@ -114,6 +129,11 @@ class PromptStyle:
         if "style" not in values:
             raise DataError(f"the field 'style' is missing; use {', '.join(STYLES)}")
         return cls(**values)
+
+    @property
+    def note(self) -> str:
+        """What the description of a data set says of it."""
+        return NOTE + json.dumps(asdict(self))
 
     def write(self, folder: str | Path) -> None:
         """Put the style beside the adapter."""

@@ -22,7 +22,6 @@ from transformers.trainer_utils import get_last_checkpoint
 from ..config import ReftConfig, ReftGroup
 from ..data import build_dataset
 from ..data.records import read_records
-from ..data.style import PromptStyle
 from ..errors import ReftuneError
 from ..models import load_base, save_adapter
 from .prepare import OnFill
@@ -188,7 +187,7 @@ def train_run(
         _check_same_adapter(checkpoint, config.reft_config())
     arguments = config.training_arguments()
     # data first: it is what is most often wrong, and a model takes longer to load
-    style = PromptStyle.of_records(read_records(config.data).records)
+    read_records(config.data)
     if config.eval_data is not None:
         read_records(config.eval_data)
     set_seed(config.seed)
@@ -223,7 +222,6 @@ def train_run(
     seconds = time.perf_counter() - start
     if trainer.is_world_process_zero():
         save_adapter(model, output)
-        style.write(output)
     model.eval()
     head = dataset.select(range(min(len(dataset), FINAL_LOSS_ROWS)))
     final_loss = trainer.evaluate(head, metric_key_prefix="train")["train_loss"]

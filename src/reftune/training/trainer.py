@@ -16,8 +16,9 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 
-from ..data import ReftCollator
+from ..data import PromptStyle, ReftCollator
 from ..errors import DataError, ReftuneError
+from ..models import keep_style, write_styles
 from ..tuner import call_state, find_root
 from .frozen import frozen_plan
 from .loss import ResponseLoss
@@ -100,6 +101,7 @@ class ReftTrainer(ProcessTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        keep_style(self.model, PromptStyle.of_dataset(train_dataset))
 
     # --- Trainer's own calls ------------------------------------------------------------------------------------------
 
@@ -121,6 +123,12 @@ class ReftTrainer(ProcessTrainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         self._drop_frozen_if_stale()
         return super().predict(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self._inner()
+        if isinstance(model, PeftModel):
+            write_styles(model, output_dir or self.args.output_dir or ".")
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

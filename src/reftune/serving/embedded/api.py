@@ -15,14 +15,13 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from ...data.style import PromptStyle
 from ..adapters import read_adapter
 from ..modules import allowed_path, check_name
 from ..page import attach_page
 from .engine import Engine
 from .errors import ApiError, install_handlers, timed_out
 from .metrics import Metrics
-from .prompts import PromptReader
+from .prompts import PromptReader, style_of
 from .replies import ChatFormat, CompletionFormat, Format, Ticket, collect, events
 from .rows import Row, RowRequest
 from .schemas import (
@@ -232,7 +231,7 @@ async def load_reft_adapter(body: LoadRequest, request: Request) -> Response:
 
     def read() -> tuple[Any, Any]:
         folder: Path = allowed_path(body.reft_path, service.settings.allowed_folders)
-        return read_adapter(folder, limit=service.settings.max_adapter_bytes), PromptStyle.read(folder)
+        return read_adapter(folder, limit=service.settings.max_adapter_bytes), style_of(folder, name=body.reft_name)
 
     # one at a time: each may take as much memory as max_adapter_bytes
     async with service.admission:

@@ -5,15 +5,19 @@ Must not know: HTTP, batches.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from ...data import encode_prompt
-from ...data.style import PromptStyle
+from ...data.style import STYLE_FILE, STYLES, PromptStyle
 from ...errors import DataError, ReftuneError
 
-__all__ = ["PromptReader", "PromptTooLong", "context_length"]
+__all__ = ["PromptReader", "PromptTooLong", "context_length", "style_of"]
+
+logger = logging.getLogger("reftune.serving")
 
 NO_LIMIT = 4096
 
@@ -78,6 +82,24 @@ class PromptReader:
     def _encode(self, record: dict[str, Any] | str) -> list[int]:
         with self._lock:
             return encode_prompt(record, self.tokenizer)
+
+
+def style_of(folder: Path, *, name: str) -> PromptStyle | None:
+    """How the prompts of the adapter in a folder were written; where nothing says, what is done instead is logged.
+
+    Raises:
+        DataError: its `reftune.json` cannot be used.
+    """
+    style = PromptStyle.read(folder)
+    if style is None:
+        logger.warning(
+            "the adapter %r has no %s, which says how its prompts were written: chats are put by the chat template; to "
+            'choose, put the file beside the adapter, such as {"style": "prompt"} (%s)',
+            name,
+            STYLE_FILE,
+            ", ".join(STYLES),
+        )
+    return style
 
 
 def context_length(config: Any) -> int:

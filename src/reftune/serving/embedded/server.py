@@ -16,7 +16,6 @@ import torch
 import uvicorn
 from huggingface_hub import snapshot_download
 
-from ...data.style import PromptStyle
 from ...errors import ReftuneError
 from ...models import HUB_NAME, load_base
 from ..adapters import read_adapter
@@ -27,7 +26,7 @@ from .bank import load_to
 from .engine import Engine, EngineOptions
 from .gate import Gate
 from .metrics import Metrics
-from .prompts import PromptReader, context_length
+from .prompts import PromptReader, context_length, style_of
 from .settings import ServeSettings
 
 __all__ = ["EmbeddedServer", "build", "run"]
@@ -157,4 +156,4 @@ def load_module(service: Service, module: ReftModule) -> None:
                 f"the adapter {module.name!r}: {module.path!r} is neither a folder nor to be had from the Hub"
             ) from error
     files = read_adapter(folder, limit=service.settings.max_adapter_bytes)
-    service.engine.load(module.name, files, style=PromptStyle.read(folder)).result()
+    service.engine.load(module.name, files, style=style_of(folder, name=module.name)).result()
