@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reftune.cli import chat as command
+from reftune.data.style import PromptStyle
 from tests.cli.conftest import Command, assert_user_error
 from tests.training.text_models import PAIRS
 

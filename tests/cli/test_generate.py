@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from rich.console import Console
 
 from reftune.cli.output import say
+from reftune.data.style import STYLES, PromptStyle
+from reftune.evaluation.tasks import TASKS
+from reftune.generation import generate_texts
+from reftune.models import load_adapter
 from tests.cli.conftest import Command, assert_user_error
 from tests.training.text_models import CHATS, PAIRS
 
@@ -130,7 +135,8 @@ def task_data(folder: Path) -> Path:
     """One row of a task."""
     source = TASKS["boolq"].sources["test"]
     (folder / source.file).parent.mkdir(parents=True, exist_ok=True)
-    (folder / source.file).write_text(json.dumps([{"instruction": "w1", "input": "", "output": "w2", "answer": "true"}]))
+    row = json.dumps({"instruction": "w1", "input": "", "output": "w2", "answer": "true"})
+    (folder / source.file).write_bytes(gzip.compress(row.encode()))
     return folder
 
 
@@ -146,7 +152,7 @@ def test_tools_of_a_record_reach_the_template(reftune: Command, adapter: Path, b
     expected = generate_texts(model, tokenizer, ["w5 w6 w7 <user> w1 w2 <assistant>"], max_new_tokens=6)
     assert outputs(reftune(*ask, tmp_path / "a.jsonl")) == expected != outputs(reftune(*ask, tmp_path / "b.jsonl"))
     lost = reftune("generate", adapter, "--file", tmp_path / "a.jsonl")
-    assert_user_error(lost, "'tools'", "does not know tools")
+    assert lost.code == 1 and "prompt 1 of 1: the chat template leaves out 'tools'" in lost.err, lost
 
 
 def test_odd_values_in_other_columns_lose_no_answer(reftune: Command, adapter: Path, tmp_path: Path) -> None:

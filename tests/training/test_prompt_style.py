@@ -64,7 +64,12 @@ def test_checkpoints_and_what_is_saved_have_it(tmp_path: Path, config: PeftConfi
     made.train()
     made.save_model(str(tmp_path / "model"))
     save_adapter(made.model, tmp_path / "saved")  # type: ignore[arg-type]
-    folders = [tmp_path / "run" / "checkpoint-1", tmp_path / "run" / "checkpoint-2", tmp_path / "model", tmp_path / "saved"]
+    folders = [
+        tmp_path / "run" / "checkpoint-1",
+        tmp_path / "run" / "checkpoint-2",
+        tmp_path / "model",
+        tmp_path / "saved",
+    ]
     if config is None:
         made.model.save_pretrained(tmp_path / "own")  # type: ignore[union-attr]
         folders.append(tmp_path / "own")

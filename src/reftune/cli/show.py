@@ -70,7 +70,9 @@ def show(
         model, tokenizer = load_adapter(target, base=base)
         if not any(_layers(model)):
             kinds = ", ".join(str(config.to_dict()["peft_type"]) for config in model.peft_config.values())
-            raise ReftuneError(f"{target!r} is an adapter of the method {kinds}, not of ReFT: it edits no hidden states")
+            raise ReftuneError(
+                f"{target!r} is an adapter of the method {kinds}, not of ReFT: it edits no hidden states"
+            )
         style = style_for(target, tokenizer, chosen=prompt_style, console=progress)
     else:
         # what is wrong with the configuration is told before the model is loaded

@@ -36,13 +36,20 @@ class PromptReader:
         # tokenizers complain when two threads set them up at once
         self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Mapping[str, str]], style: PromptStyle | None) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        style: PromptStyle | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """The prompt of a conversation that the model is to answer.
 
         Raises:
             ReftuneError: the conversation cannot be put as a prompt of this adapter.
         """
         record = (style or PromptStyle("messages")).conversation(messages)
+        if tools:
+            record["tools"] = list(tools)
         return self._encode(record)
 
     def text(self, text: str) -> list[int]:
