@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from peft.config import PeftConfig
 
@@ -16,6 +17,9 @@ from .interventions import ACTIVATIONS, INTERVENTIONS, InterventionOptions
 from .peft_type import REFT
 from .positions import PositionSpec, Tie, parse_positions
 from .values import PATH, literal_paths, of_layers, plain, shown
+
+if TYPE_CHECKING:
+    from .data.style import PromptStyle
 
 __all__ = ["ReftConfig", "ReftGroup", "refuse_patterns", "resolve_layers"]
 
@@ -141,6 +145,8 @@ class ReftConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = REFT
+        # no field: it is kept in a file of its own, which adapters of other methods can have too
+        self.prompt_style: PromptStyle | None = None
         _choose("intervention", self.intervention, INTERVENTIONS)
         _choose("unknown_prompt", self.unknown_prompt, UNKNOWN_PROMPTS)
         if self.act_fn is not None:
@@ -157,6 +163,21 @@ class ReftConfig(PeftConfig):
         self._check_groups()
         self._check_names()
         self.resolved_groups()
+
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and `reftune.json` if `prompt_style` says how the prompts were written."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.prompt_style is not None:
+            self.prompt_style.write(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """What `save_pretrained` wrote, or the Hub has; of an adapter in a folder also its `prompt_style`."""
+        from .data.style import PromptStyle  # noqa: PLC0415 — `import reftune` must not cost what the data package does
+
+        config: Any = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config.prompt_style = PromptStyle.read(Path(pretrained_model_name_or_path, subfolder or ""))
+        return config
 
     def _check_names(self) -> None:
         if isinstance(self.modules_to_save, str):

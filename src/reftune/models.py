@@ -24,6 +24,8 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
@@ -38,6 +40,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapter_files import UNREADABLE, check_config_file, check_weights
+from .data.style import STYLE_FILE, PromptStyle
 from .errors import ReftuneError
 from .files import check_writable, sync, told
 from .tuner.surplus import SurplusWarning
@@ -47,9 +50,11 @@ __all__ = [
     "SAVING",
     "SMOLLM2",
     "adapter_config",
+    "adapter_style",
     "check_model",
     "fingerprint",
     "is_adapter",
+    "keep_style",
     "load_adapter",
     "load_base",
     "load_classifier",
@@ -288,6 +293,37 @@ def adapter_config(folder: str | Path) -> PeftConfig:
         raise ReftuneError(f"{where} cannot be read: {_brief(error)}") from error
 
 
+def adapter_style(folder: str | Path) -> PromptStyle | None:
+    """How the prompts of an adapter in a folder or on the Hub were written, None if nothing says.
+
+    Raises:
+        DataError: its `reftune.json` cannot be used.
+    """
+    if Path(folder).is_dir():
+        return PromptStyle.read(folder)
+    try:
+        return PromptStyle.read(Path(hf_hub_download(str(folder), STYLE_FILE, **_hub_arguments(folder))).parent)
+    except (EntryNotFoundError, OfflineModeIsEnabled):
+        return None
+
+
+def keep_style(model: Any, style: PromptStyle | None) -> None:
+    """Have the adapters that are trained saved with the style of their prompts, wherever they are saved."""
+    if style is not None and isinstance(model, PeftModel):
+        for name in model.active_adapters:
+            config: Any = model.peft_config[name]
+            config.prompt_style = style
+
+
+def write_styles(model: PeftModel, folder: str | Path) -> None:
+    """Beside adapters that `save_pretrained` put into a folder; those of ReFT have it already."""
+    for name, config in model.peft_config.items():
+        place = Path(folder) / ("" if name == "default" else name)
+        style = getattr(config, "prompt_style", None)
+        if style is not None and is_adapter(place):
+            style.write(place)
+
+
 def load_adapter(
     folder: str | Path, *, base: str | None = None, dtype: torch.dtype | str = "auto", labels: int | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -298,7 +334,8 @@ def load_adapter(
     Raises:
         ReftuneError: there is no adapter, or its base model is not to be had or of another shape.
     """
-    config = adapter_config(folder)
+    config: Any = adapter_config(folder)
+    config.prompt_style = adapter_style(folder)
     name = base or config.base_model_name_or_path
     if not name:
         raise ReftuneError(f"the adapter {str(folder)!r} does not name its base model; name it with --base")
@@ -342,6 +379,7 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=target, prefix=SAVING))
         model.save_pretrained(temporary)
+        write_styles(model, temporary)
         # adapters of other names than "default" have folders of their own
         for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
             if file.name in ("adapter_config.json", "README.md"):

@@ -24,7 +24,6 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..config import ReftConfig, ReftGroup
 from ..data import build_dataset
 from ..data.records import read_records
-from ..data.style import PromptStyle
 from ..errors import ReftuneError
 from ..files import check_writable
 from ..models import SAVING, load_base, save_adapter
@@ -209,7 +208,7 @@ def _train_run(
     if checkpoint is not None:
         _check_same_adapter(checkpoint, config.reft_config(), [f.name for f in fields(ReftGroup)] + ["groups"])
     # data first: it is what is most often wrong, and a model takes longer to load
-    style = PromptStyle.of_records(read_records(config.data).records)
+    read_records(config.data)
     if config.eval_data is not None:
         read_records(config.eval_data)
     set_seed(config.seed)
@@ -247,7 +246,7 @@ def _train_run(
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - start
     if trainer.is_world_process_zero():
-        _save(model, style, output)
+        _save(model, output)
     return _result(trainer, model, tokenizer, output, seconds)
 
 
@@ -299,9 +298,8 @@ def _clear(output: Path, *, overwrite: bool) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _save(model: PeftModel, style: PromptStyle, output: Path) -> None:
+def _save(model: PeftModel, output: Path) -> None:
     try:
-        style.write(output)
         save_adapter(model, output)
     except ReftuneError as error:
         left = checkpoints_in(output / CHECKPOINTS)

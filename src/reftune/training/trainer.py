@@ -18,8 +18,9 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data import ReftCollator
+from ..data import PromptStyle, ReftCollator
 from ..errors import DataError, ReftuneError
+from ..models import keep_style, write_styles
 from ..tuner import call_state, find_root
 from .checkpoints import Room, damage, last_whole, rotate, saving, seal
 from .frozen import frozen_plan
@@ -105,6 +106,7 @@ class ReftTrainer(ProcessTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        keep_style(self.model, PromptStyle.of_dataset(train_dataset))
 
         self.add_callback(Room)
 
@@ -136,6 +138,12 @@ class ReftTrainer(ProcessTrainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         self._drop_frozen_if_stale()
         return super().predict(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self._inner()
+        if isinstance(model, PeftModel):
+            write_styles(model, output_dir or self.args.output_dir or ".")
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
