@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
@@ -21,7 +22,8 @@ class Asked:
     """One request."""
 
     path: str
-    headers: dict[str, str]
+    headers: Message
+    """By name, in capitals or not."""
     body: dict[str, Any]
     number: int
     """How many requests of the same content came before."""
@@ -87,7 +89,7 @@ def serving(answer: Answer) -> Iterator[JudgeServer]:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"] or 0)) or b"{}")
             with lock:
                 number = sum(asked.body == body for asked in judge.asked)
-                asked = Asked(self.path, dict(self.headers), body, number)
+                asked = Asked(self.path, self.headers, body, number)
                 judge.asked.append(asked)
             answered = judge.answer(asked)
             if isinstance(answered, str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import socket
 import threading
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from reftune.errors import MissingExtraError
 from reftune.evaluation.judge.endpoint import Endpoint, EndpointError, RefusedError, Reply
 from tests.evaluation.judge.judge_server import Answer, Answered, Asked, JudgeServer, completion, serving
 
@@ -70,6 +72,28 @@ def test_what_is_sent() -> None:
     assert first.body == {"model": "judge", "messages": [message], "temperature": 0, "max_tokens": 16}
     assert second.body == {"model": "judge", "messages": [message], "temperature": 0}
     assert "Authorization" not in second.headers
+
+
+def test_what_the_environment_has_for_another_host_is_not_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, KEY)
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:9/v1")
+    with serving(lambda asked: "1") as server:
+        assert ask(server) == Reply("1", "stop")
+        assert KEY not in server.asked[0].headers.as_string()
+
+
+def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"reftune\[judge\]"):
+        endpoint("http://host")
+
+
+def test_a_text_that_utf_8_cannot_hold_is_asked_all_the_same() -> None:
+    with serving(lambda asked: "1") as server:
+        asked = endpoint(server.url)
+        assert asked.ask(asked.payload("half a sign: \ud800")).text == "1"
+        assert server.asked[0].body["messages"][0]["content"] == "half a sign: ?"
 
 
 @pytest.mark.parametrize(
