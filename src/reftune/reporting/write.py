@@ -12,8 +12,7 @@ from pathlib import Path
 from ..errors import MissingExtraError
 from ..files import write_text
 from .blocks import Pictures, Section
-from .html import to_html
-from .markdown import to_markdown
+from .page import to_html, to_markdown
 
 __all__ = ["check_report", "write_page"]
 
