@@ -41,7 +41,6 @@ FONT = 9
 STYLE: dict[Any, Any] = {
     # text stays text: small, to be searched, in the reader's colours
     "svg.fonttype": "none",
-    "svg.hashsalt": "reftune",
     "font.family": "DejaVu Sans",
     "font.size": FONT,
     # labels are people's: a $ is a $
@@ -89,21 +88,24 @@ def measured() -> Iterator[None]:
 
 
 def to_svg(figure: Figure, *, name: str, title: str) -> str:
-    """A file of its own.  `name` begins all ids in it, so that several may stand in one page."""
+    """A file of its own.  `name` makes its ids its own, so that several may stand in one page."""
     FigureCanvasSVG(figure)
     target = io.BytesIO()
-    figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    # of which the ids are made that are used
+    with matplotlib.rc_context({"svg.hashsalt": name}):
+        figure.savefig(target, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     # as a tree: labels may hold what looks like a colour or an id
     root = ElementTree.fromstring(target.getvalue())
     for element in root.iter():
         element.tag = element.tag.rpartition("}")[2]
         element.attrib = {key.rpartition("}")[2]: _themed(value) for key, value in element.attrib.items()}
         element.tail = "\n"
+        if element.tag == "g":
+            element.attrib.pop("id", None)
         if not (element.text or "").strip():
             element.text = None
     for metadata in root.findall("metadata"):
         root.remove(metadata)
-    _own_ids(root, name)
     width, height = (72 * size for size in figure.get_size_inches())
     label = "".join(letter for letter in title if letter.isprintable())
     root.attrib = {"xmlns": SVG, "viewBox": f"0 0 {width:g} {height:g}", "role": "img", "aria-label": label}
@@ -118,23 +120,3 @@ def _themed(value: str) -> str:
     for key, (light, _) in _NAMES.items():
         value = value.replace(light, f"var(--{key},{light})")
     return re.sub(r"font:\s*([\d.]+)px[^;]*", r"font-size:\1px", value)
-
-
-def _own_ids(root: ElementTree.Element, name: str) -> None:
-    """Ids that are used begin with the name; the others go."""
-    uses = re.compile(r"^#(.+)$|(?<=url\(#)([^)]+)")
-    used = {
-        one or other
-        for element in root.iter()
-        for key, value in element.attrib.items()
-        if key != "id"
-        for one, other in uses.findall(value)
-    }
-    for element in root.iter():
-        own = element.attrib.pop("id", None)
-        for key, value in element.attrib.items():
-            element.attrib[key] = uses.sub(
-                lambda found: f"#{name}-{found[1]}" if found[1] else f"{name}-{found[2]}", value
-            )
-        if own in used:
-            element.attrib["id"] = f"{name}-{own}"

@@ -7,25 +7,91 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, Literal, TypeAlias
+
+from annotated_types import Ge, Gt
+from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter, ValidationError, ValidationInfo
 
 from ...errors import DataError
 
 __all__ = ["Budget", "Results", "Run", "Score", "TaskFacts", "read_results"]
 
 BASE = "base"
+# What a run that did not fail has to tell, and what one that trained; null where it is not known.
+_OF_A_RUN = ("train_task", "seed", "settings", "trained_parameters", "trained_percent", "scores")
+_OF_A_TRAINING = ("train_seconds", "prepare_seconds", "steps", "epochs", "peak_memory_mb", "adapter_bytes", "curve")
+
+
+def _finite(value: Any) -> Any:
+    """None of what is not finite: no run means an infinite time, and NaN is how a score says that it is none."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _whole(value: Any) -> Any:
+    value = _finite(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _rows(value: Any) -> Any:
+    if value is None:
+        raise ValueError("the number of test rows must be known")
+    return _whole(value)
+
+
+def _point(value: Any) -> Any:
+    if not isinstance(value, Sequence) or len(value) != 3:
+        raise ValueError(f"{value!r} is not [step, seconds, loss]")
+    return [math.nan if part is None else part for part in value]
+
+
+def _drawn(points: Iterable[Point]) -> tuple[Point, ...]:
+    """Without those that have a number that is not finite: there is nothing to draw."""
+    return tuple(point for point in points if all(map(math.isfinite, point)))
+
+
+def _of_tasks(value: Any, info: ValidationInfo) -> Any:
+    unknown = sorted(set(value) - set(info.context)) if isinstance(value, Mapping) and info.context is not None else []
+    if unknown:
+        raise ValueError(f"there is no task {unknown[0]!r}; tasks has {', '.join(info.context or ())}")
+    return value
+
+
+def _told(value: Any) -> Any:
+    """A run with all that one of its kind has to tell."""
+    if isinstance(value, Mapping) and value.get("error") is None:
+        trains = value.get("method") != BASE
+        missing = [name for name in (*_OF_A_RUN, *(_OF_A_TRAINING if trains else ())) if name not in value]
+        if missing:
+            raise ValueError(f"lacks {', '.join(missing)}")
+    return value
+
+
+def _filled(value: Any) -> Any:
+    if value is not None and not len(value):
+        raise ValueError("is empty, so there is nothing to report")
+    return value
+
+
+Measured: TypeAlias = Annotated[float, Strict()]
+Signed: TypeAlias = Annotated[Measured | None, BeforeValidator(_finite)]
+Number: TypeAlias = Annotated[Annotated[float, Strict(), Ge(0)] | None, BeforeValidator(_finite)]
+Whole: TypeAlias = Annotated[Annotated[int, Strict(), Ge(0)] | None, BeforeValidator(_whole)]
+# null is as good as nothing
+Empty = BeforeValidator(lambda value: {} if value is None else value)
+Values: TypeAlias = Annotated[Mapping[str, Any], Empty]
+Listed = BeforeValidator(lambda value: () if value is None else value)
+Point: TypeAlias = Annotated[tuple[Measured, Measured, Measured], BeforeValidator(_point)]
 
 
 @dataclass(frozen=True)
 class Budget:
     """What all methods had the same amount of."""
 
-    kind: str
-    """`epochs` or `seconds`."""
-    value: float
+    kind: Literal["epochs", "seconds"]
+    value: Annotated[float, Strict(), Gt(0)]
 
 
 @dataclass(frozen=True)
@@ -34,25 +100,29 @@ class TaskFacts:
 
     title: str
     metric: str
-    chance: float | None = None
-    train_rows: int | None = None
-    test_rows: int | None = None
+    chance: Signed = None
+    train_rows: Whole = None
+    test_rows: Whole = None
 
 
 @dataclass(frozen=True)
 class Score:
     """What one run got on one task, with the 95 % interval over the test rows."""
 
-    n: int
-    score: float | None
-    low: float | None
-    high: float | None
+    n: Annotated[int, Strict(), Ge(0), BeforeValidator(_rows)]
+    score: Signed
+    low: Signed
+    high: Signed
     metric: str
-    seconds: float | None = None
-    unreadable: int | None = None
+    seconds: Number = None
+    unreadable: Whole = None
     """Rows in whose output no answer was found."""
-    best_epoch: int | None = None
+    best_epoch: Whole = None
     """Which epoch is scored, where the best was chosen."""
+
+    def __post_init__(self) -> None:
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low={self.low} is above high={self.high}")
 
 
 @dataclass(frozen=True)
@@ -62,23 +132,23 @@ class Run:
     method: str
     label: str
     train_task: str | None = None
-    seed: int | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    trained_parameters: int | None = None
-    trained_percent: float | None = None
-    train_seconds: float | None = None
-    prepare_seconds: float | None = None
+    seed: Whole = None
+    settings: Values = field(default_factory=dict)
+    trained_parameters: Whole = None
+    trained_percent: Number = None
+    train_seconds: Number = None
+    prepare_seconds: Number = None
     """Of `train_seconds`, to compute what training cannot change."""
-    cpu_seconds: float | None = None
+    cpu_seconds: Number = None
     """Of the training, in all threads; where a GPU computes, none."""
-    steps: int | None = None
-    epochs: float | None = None
-    peak_memory_mb: float | None = None
-    adapter_bytes: int | None = None
-    curve: tuple[tuple[float, float, float], ...] = ()
+    steps: Whole = None
+    epochs: Number = None
+    peak_memory_mb: Number = None
+    adapter_bytes: Whole = None
+    curve: Annotated[tuple[Point, ...], Listed, AfterValidator(_drawn)] = ()
     """(step, seconds, loss)"""
     command: str | None = None
-    scores: Mapping[str, Score] = field(default_factory=dict)
+    scores: Annotated[Mapping[str, Score], BeforeValidator(_of_tasks), Empty] = field(default_factory=dict)
     error: str | None = None
     key: str | None = None
     """Name of its folder."""
@@ -99,14 +169,14 @@ class Results:
     versions: Mapping[str, str]
     model: str
     budget: Budget
-    tasks: Mapping[str, TaskFacts]
-    runs: tuple[Run, ...]
-    tried: tuple[str, ...] = ()
+    tasks: Annotated[Mapping[str, TaskFacts], AfterValidator(_filled)]
+    runs: Annotated[tuple[Annotated[Run, BeforeValidator(_told)], ...], AfterValidator(_filled), Listed]
+    tried: Annotated[tuple[str, ...], Listed] = ()
     kind: str = "text"
     """`text`, or `classes` for a classification head."""
-    held_out: bool = False
+    held_out: Annotated[bool, BeforeValidator(bool)] = False
     """Scored on training rows that were not trained on."""
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Values = field(default_factory=dict)
     """The comparison as it was asked for."""
 
     @property
@@ -124,197 +194,60 @@ def read_results(source: Path | str | Mapping[str, Any]) -> Results:
     Raises:
         DataError: it cannot be read or is malformed; the message names the file and the place in it.
     """
-    if isinstance(source, Mapping):
-        return _Reader("the results").results(source)
-    path = Path(source)
+    name, value = "the results", source
+    if not isinstance(source, Mapping):
+        name = str(source)
+        try:
+            value = json.loads(Path(source).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise DataError(f"{name}: no results can be read from it: {error}") from error
+    tasks = value.get("tasks") if isinstance(value, Mapping) else None
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: no results can be read from it: {error}") from error
-    return _Reader(str(path)).results(value)
+        found = _RESULTS.validate_python(value, context=tasks if isinstance(tasks, Mapping) else None)
+        _check_together(found.runs)
+    except ValidationError as error:
+        raise DataError(f"{name}: {_said(error)}") from None
+    except ValueError as error:
+        raise DataError(f"{name}: {error}") from None
+    return found
 
 
-# What a run that did not fail has to tell, and what one that trained; null where it is not known.
-_OF_A_RUN = ("train_task", "seed", "settings", "trained_parameters", "trained_percent", "scores")
-_OF_A_TRAINING = ("train_seconds", "prepare_seconds", "steps", "epochs", "peak_memory_mb", "adapter_bytes", "curve")
+_RESULTS = TypeAdapter(Results)
+_WORDS = {
+    "string_type": "{input!r} must be a text",
+    "float_type": "{input!r} must be a number or null",
+    "int_type": "{input!r} must be a whole number",
+    "tuple_type": "{input!r} must be a list",
+    "greater_than_equal": "{input!r} is below {ge:g}",
+    "greater_than": "{input!r} is not valid; use a number above {gt:g}",
+    "literal_error": "{input!r} is not valid; use {expected}",
+    "value_error": "{error}",
+}
 
 
-class _Reader:
-    """Every method takes a value and where it stands, and returns it in its type."""
+def _said(error: ValidationError) -> str:
+    """The first thing that is wrong, and where."""
+    every = error.errors()
+    first, place = every[0], every[0]["loc"]
+    if first["type"] == "missing":
+        place = place[:-1]
+        names = [str(e["loc"][-1]) for e in every if e["type"] == "missing" and e["loc"][:-1] == place]
+        said = f"lacks {', '.join(names)}"
+    else:
+        words = _WORDS.get(first["type"], "{input!r} must be keys and values")
+        said = words.format(input=first["input"], **first.get("ctx", {}))
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in place)
+    return f"{where.removeprefix('.') or 'the file'}: {said}"
 
-    def __init__(self, name: str) -> None:
-        self.name = name
 
-    def refuse(self, where: str, problem: str) -> NoReturn:
-        raise DataError(f"{self.name}: {where}: {problem}")
-
-    def results(self, value: Any) -> Results:
-        given = self.keys(value, "the file", Results)
-        tasks = {name: self.task(task, f"tasks.{name}") for name, task in self.mapping(given["tasks"], "tasks").items()}
-        runs = tuple(self.run(run, f"runs[{i}]", tasks) for i, run in enumerate(self.listed(given["runs"], "runs")))
-        if not tasks or not runs:
-            self.refuse("tasks" if not tasks else "runs", "is empty, so there is nothing to report")
-        self.check_together(runs)
-        texts = {name: self.text(given[name], name) for name in ("title", "command", "date", "hardware", "model")}
-        return Results(
-            **texts,
-            versions={
-                name: self.text(version, f"versions.{name}")
-                for name, version in self.mapping(given["versions"], "versions").items()
-            },
-            budget=self.budget(given["budget"]),
-            tasks=tasks,
-            runs=runs,
-            tried=tuple(self.text(t, f"tried[{i}]") for i, t in enumerate(self.listed(given.get("tried"), "tried"))),
-            kind=self.text(given.get("kind", "text"), "kind"),
-            held_out=bool(given.get("held_out")),
-            config=self.mapping(given.get("config") or {}, "config"),
-        )
-
-    def budget(self, value: Any) -> Budget:
-        given = self.keys(value, "budget", Budget)
-        if given["kind"] not in ("epochs", "seconds"):
-            self.refuse("budget.kind", f"{given['kind']!r} is not valid; use 'epochs' or 'seconds'")
-        amount = self.number(given["value"], "budget.value")
-        if not amount:
-            self.refuse("budget.value", f"{given['value']!r} is not valid; use a number above 0")
-        return Budget(given["kind"], amount)
-
-    def task(self, value: Any, where: str) -> TaskFacts:
-        given = self.keys(value, where, TaskFacts)
-        return TaskFacts(
-            title=self.text(given["title"], f"{where}.title"),
-            metric=self.text(given["metric"], f"{where}.metric"),
-            chance=self.number(given.get("chance"), f"{where}.chance", least=-math.inf),
-            train_rows=self.whole(given.get("train_rows"), f"{where}.train_rows"),
-            test_rows=self.whole(given.get("test_rows"), f"{where}.test_rows"),
-        )
-
-    def run(self, value: Any, where: str, tasks: Mapping[str, TaskFacts]) -> Run:
-        given = self.keys(value, where, Run)
-        if given.get("error") is None:
-            self.present(given, where, _OF_A_RUN)
-            if given["method"] != BASE:
-                self.present(given, where, _OF_A_TRAINING)
-        numbers = ("trained_percent", "train_seconds", "prepare_seconds", "cpu_seconds", "epochs", "peak_memory_mb")
-        counts = ("trained_parameters", "steps", "adapter_bytes")
-        texts = ("train_task", "command", "error", "key")
-        measured: dict[str, Any] = {
-            **{name: self.number(given.get(name), f"{where}.{name}") for name in numbers},
-            **{name: self.whole(given.get(name), f"{where}.{name}") for name in counts},
-            **{name: self.text(given[name], f"{where}.{name}") for name in texts if given.get(name) is not None},
-        }
-        return Run(
-            method=self.text(given["method"], f"{where}.method"),
-            label=self.text(given["label"], f"{where}.label"),
-            seed=self.whole(given.get("seed"), f"{where}.seed"),
-            settings=self.mapping(given.get("settings") or {}, f"{where}.settings"),
-            curve=self.curve(given.get("curve"), f"{where}.curve"),
-            scores=self.scores(given.get("scores"), f"{where}.scores", tasks),
-            **measured,
-        )
-
-    def scores(self, value: Any, where: str, tasks: Mapping[str, TaskFacts]) -> dict[str, Score]:
-        found = self.mapping({} if value is None else value, where)
-        unknown = sorted(set(found) - set(tasks))
-        if unknown:
-            self.refuse(where, f"there is no task {unknown[0]!r}; tasks has {', '.join(tasks)}")
-        return {name: self.score(score, f"{where}.{name}") for name, score in found.items()}
-
-    def score(self, value: Any, where: str) -> Score:
-        given = self.keys(value, where, Score)
-        score, low, high = (
-            self.number(given[name], f"{where}.{name}", least=-math.inf) for name in ("score", "low", "high")
-        )
-        if low is not None and high is not None and low > high:
-            self.refuse(where, f"low={low} is above high={high}")
-        n = self.whole(given["n"], f"{where}.n")
-        if n is None:
-            self.refuse(f"{where}.n", "the number of test rows must be known")
-        return Score(
-            n=n,
-            score=score,
-            low=low,
-            high=high,
-            metric=self.text(given["metric"], f"{where}.metric"),
-            seconds=self.number(given.get("seconds"), f"{where}.seconds"),
-            unreadable=self.whole(given.get("unreadable"), f"{where}.unreadable"),
-            best_epoch=self.whole(given.get("best_epoch"), f"{where}.best_epoch"),
-        )
-
-    def curve(self, value: Any, where: str) -> tuple[tuple[float, float, float], ...]:
-        """Points with a number that is not finite are left out: there is nothing to draw."""
-        found: list[tuple[float, float, float]] = []
-        for i, point in enumerate(self.listed(value, where)):
-            here = f"{where}[{i}]"
-            parts = self.listed(point, here)
-            if len(parts) != 3:
-                self.refuse(here, f"{point!r} is not [step, seconds, loss]")
-            step, seconds, loss = (self.number(part, here, least=-math.inf) for part in parts)
-            if step is not None and seconds is not None and loss is not None:
-                found.append((step, seconds, loss))
-        return tuple(found)
-
-    def check_together(self, runs: tuple[Run, ...]) -> None:
-        """A label is one method, and no run is there twice: it would count as another seed."""
-        methods: dict[str, str] = {}
-        places: dict[tuple[Any, ...], int] = {}
-        for i, run in enumerate(runs):
-            if methods.setdefault(run.label, run.method) != run.method:
-                self.refuse(f"runs[{i}]", f"the label {run.label!r} is also that of the method {methods[run.label]!r}")
-            if run.error is not None:
-                continue
-            for task in run.scores:
-                key = (run.label, run.train_task, run.seed, task)
-                if key in places:
-                    self.refuse(
-                        f"runs[{i}]", f"label, train_task, seed and task {task!r} are those of runs[{places[key]}]"
-                    )
-                places[key] = i
-
-    def keys(self, value: Any, where: str, kind: type) -> Mapping[str, Any]:
-        """With the fields of `kind` that have no default; what else is there is left to those who wrote it."""
-        found = self.mapping(value, where)
-        required = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
-        self.present(found, where, required)
-        return found
-
-    def present(self, found: Mapping[str, Any], where: str, names: Any) -> None:
-        missing = [name for name in names if name not in found]
-        if missing:
-            self.refuse(where, f"lacks {', '.join(missing)}")
-
-    def mapping(self, value: Any, where: str) -> Mapping[str, Any]:
-        if not isinstance(value, Mapping):
-            self.refuse(where, f"{value!r} must be keys and values")
-        return value
-
-    def listed(self, value: Any, where: str) -> list[Any] | tuple[Any, ...]:
-        if value is None:
-            return []
-        if not isinstance(value, (list, tuple)):
-            self.refuse(where, f"{value!r} must be a list")
-        return value
-
-    def text(self, value: Any, where: str) -> str:
-        if not isinstance(value, str):
-            self.refuse(where, f"{value!r} must be a text")
-        return value
-
-    def number(self, value: Any, where: str, *, least: float = 0) -> float | None:
-        """None of what is not finite: no run means an infinite time, and NaN is how a score says that it is none."""
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            self.refuse(where, f"{value!r} must be a number or null")
-        if not math.isfinite(value):
-            return None
-        if value < least:
-            self.refuse(where, f"{value!r} is below {least:g}")
-        return float(value)
-
-    def whole(self, value: Any, where: str) -> int | None:
-        found = self.number(value, where)
-        if found is not None and found != int(found):
-            self.refuse(where, f"{value!r} must be a whole number")
-        return None if found is None else int(found)
+def _check_together(runs: Sequence[Run]) -> None:
+    """A label is one method, and no run is there twice: it would count as another seed."""
+    methods: dict[str, str] = {}
+    places: dict[tuple[Any, ...], int] = {}
+    for i, run in enumerate(runs):
+        if methods.setdefault(run.label, run.method) != run.method:
+            raise ValueError(f"runs[{i}]: the label {run.label!r} is also that of the method {methods[run.label]!r}")
+        for task in run.scores if run.error is None else ():
+            first = places.setdefault((run.label, run.train_task, run.seed, task), i)
+            if first != i:
+                raise ValueError(f"runs[{i}]: label, train_task, seed and task {task!r} are those of runs[{first}]")

@@ -105,7 +105,7 @@ def svamp_row(row: Row) -> Row:
     return {"instruction": f"{body}{'' if body.endswith('.') else '.'} {row['Question']}", "answer": row["Answer"]}
 
 
-def only_tested(name: str, hub: Hub | None = None) -> dict[str, Source]:
+def tested(name: str, hub: Hub | None = None) -> dict[str, Source]:
     return {"test": Source(f"math/{name}.test.jsonl.gz", hub)}
 
 
@@ -114,7 +114,7 @@ ARITHMETIC = (
     arithmetic_task(
         "AQuA",
         "AQuA",
-        sources=only_tested("AQuA", Hub("deepmind/aqua_rat", "raw", "test", aqua_row)),
+        sources=tested("AQuA", Hub("deepmind/aqua_rat", "raw", "test", aqua_row)),
         extract=first_letter,
         matches=same_text,
         chance=1 / 5,
@@ -127,7 +127,7 @@ ARITHMETIC = (
         "GSM8K",
         sources={
             "train": Source("math/gsm8k_openai.train.jsonl.gz", Hub("openai/gsm8k", "main", "train")),
-            **only_tested("gsm8k", Hub("openai/gsm8k", "main", "test")),
+            **tested("gsm8k", Hub("openai/gsm8k", "main", "test")),
         },
         adapt=gsm8k_row,
     ),
@@ -135,18 +135,16 @@ ARITHMETIC = (
     arithmetic_task(
         "mawps",
         "MAWPS",
-        sources={"train": Source("math/mawps.train.jsonl.gz"), **only_tested("mawps")},
+        sources={"train": Source("math/mawps.train.jsonl.gz"), **tested("mawps")},
         adapt=mawps_row,
     ),
     # Patel et al. 2021: short word problems, varied so that key words mislead.  The Hub's copy was parted in two; here,
     # as in the paper, all 1,000 problems are asked.
-    arithmetic_task(
-        "SVAMP", "SVAMP", sources=only_tested("SVAMP", Hub("ChilleD/SVAMP", None, "train+test", svamp_row))
-    ),
+    arithmetic_task("SVAMP", "SVAMP", sources=tested("SVAMP", Hub("ChilleD/SVAMP", None, "train+test", svamp_row))),
     # Roy and Roth 2015: word problems of two steps and more
-    arithmetic_task("MultiArith", "MultiArith", sources=only_tested("MultiArith")),
+    arithmetic_task("MultiArith", "MultiArith", sources=tested("MultiArith")),
     # Hosseini et al. 2014: word problems of addition and subtraction
-    arithmetic_task("AddSub", "AddSub", sources=only_tested("AddSub")),
+    arithmetic_task("AddSub", "AddSub", sources=tested("AddSub")),
     # Koncel-Kedziorski et al. 2015: word problems that one equation solves
-    arithmetic_task("SingleEq", "SingleEq", sources=only_tested("SingleEq")),
+    arithmetic_task("SingleEq", "SingleEq", sources=tested("SingleEq")),
 )
