@@ -5,17 +5,19 @@ Must not know: HTTP, batches.
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data import encode_prompt
-from ...data.style import STYLE_FILE, PromptStyle
-from ...errors import DataError, ReftuneError
-from ..adapters import AdapterError
+from ..data import encode_prompt
+from ..data.style import STYLE_FILE, PromptStyle
+from ..errors import DataError, ReftuneError
+from .adapters import AdapterError, read_file
 
-__all__ = ["PromptReader", "PromptTooLong", "context_length", "read_style"]
+__all__ = ["PromptReader", "PromptTooLong", "context_length", "read_style", "styled"]
 
 NO_LIMIT = 4096
 STYLE_LIMIT = 1 << 16
@@ -38,24 +40,10 @@ class PromptReader:
     def chat(self, messages: Sequence[Mapping[str, str]], style: PromptStyle | None) -> list[int]:
         """The prompt of a conversation that the model is to answer.
 
-        An adapter of the style `messages` gets the system turn that it was trained with, unless the request has one;
-        one of another style has prompts without turns, so that only one question can be put to it.
-
         Raises:
             ReftuneError: the conversation cannot be put as a prompt of this adapter.
         """
-        record: dict[str, Any] = {"messages": [dict(message) for message in messages]}
-        if style is not None and style.style == "messages":
-            if style.system is not None and all(message["role"] != "system" for message in messages):
-                record["messages"].insert(0, {"role": "system", "content": style.system})
-        elif style is not None:
-            if [message["role"] for message in messages] != ["user"]:
-                raise DataError(
-                    f"this adapter's prompts are of the style {style.style!r}, which has no turns: send one message "
-                    "of the role 'user', or use /v1/completions"
-                )
-            record = style.record(messages[0]["content"])
-        return self._encode(record)
+        return self._encode(styled(messages, style))
 
     def text(self, text: str) -> list[int]:
         """The prompt of a text to go on from.
@@ -106,6 +94,28 @@ def context_length(config: Any) -> int:
     return NO_LIMIT
 
 
+def styled(messages: Sequence[Mapping[str, Any]], style: PromptStyle | None) -> dict[str, Any]:
+    """The record of a conversation, as the adapter's training had it.
+
+    An adapter of the style `messages` gets the system turn that it was trained with, unless the request has one; one of
+    another style has prompts without turns, so that only one question can be put to it.
+
+    Raises:
+        DataError: the conversation cannot be put as a prompt of this adapter.
+    """
+    turns = [dict(message) for message in messages]
+    if style is None or style.style == "messages":
+        if style is not None and style.system is not None and all(turn["role"] != "system" for turn in turns):
+            turns.insert(0, {"role": "system", "content": style.system})
+        return {"messages": turns}
+    if [turn["role"] for turn in turns] != ["user"]:
+        raise DataError(
+            f"this adapter's prompts are of the style {style.style!r}, which has no turns: send one message of the "
+            "role 'user', or use /v1/completions"
+        )
+    return style.record(turns[0]["content"])
+
+
 def read_style(folder: Path) -> PromptStyle | None:
     """How the adapter's prompts were written, None if nothing says.
 
@@ -113,9 +123,15 @@ def read_style(folder: Path) -> PromptStyle | None:
         AdapterError: the file cannot be read.
     """
     path = folder / STYLE_FILE
+    if not os.path.lexists(path):
+        return None
     try:
-        if path.is_file() and path.stat().st_size > STYLE_LIMIT:
-            raise AdapterError(f"{str(path)!r} has more than {STYLE_LIMIT} bytes")
-        return PromptStyle.read(folder)
-    except (DataError, OSError, RecursionError) as error:
-        raise AdapterError(f"{str(path)!r} cannot be read: {error}") from error
+        values = json.loads(read_file(path, STYLE_LIMIT).tobytes())
+        style = PromptStyle(**values)
+        if not isinstance(style.system, str | None):
+            raise DataError(f"system={style.system!r} is not a text")
+    except (TypeError, ValueError, RecursionError) as error:
+        if isinstance(error, AdapterError):
+            raise
+        raise AdapterError(f"{str(path)!r} cannot be read: {str(error)[:300]}") from error
+    return style
