@@ -188,6 +188,7 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a Φ for each position": (lambda f: change(f, groups=None, layers="all", positions="f2000", tie="none"), "512"),
     "groups": (lambda f: change(f, groups=[GROUP] * 1000), "1000 groups are more than the 128"),
     "layers": (lambda f: change(f, layers=list(range(5000))), "layers has 5000 entries"),
+    "values": (lambda f: change(f, groups=[{"layers": [0] * 1000}] * 50), "more than the 8192"),
     "a text": (lambda f: change(f, positions="f" * 5000), "positions has 5000 characters"),
     "overlapping groups": (lambda f: change(f, groups=[GROUP, GROUP, {"layers": [1], "positions": "l1"}]), "overlap"),
     "shapes": (many_tensors, "different shapes"),

@@ -43,6 +43,7 @@ WEIGHTS_LIMIT = 10**9
 NUMBER_LIMIT = 1 << 14
 LIST_LIMIT = 1024
 TEXT_LIMIT = 4096
+VALUES_LIMIT = 8192
 GROUPS_LIMIT = 128
 # What names modules is not looked at, however long it is.
 NAMES = ("target_modules", "exclude_modules")
@@ -296,21 +297,26 @@ def _parse_config(folder: Path, content: bytes) -> ReftConfig:
     return config
 
 
-def _check_sizes(value: Any, name: str = "the configuration") -> None:
-    """Refuse what is larger than any adapter has, before something is made of it; `ValueError` names it."""
+def _check_sizes(value: Any, name: str = "the configuration") -> int:
+    """Refuse what is larger than any adapter has, before something is made of it; `ValueError` names it.
+
+    Returns how many values there are.
+    """
     breathe()
+    count = 1
     if isinstance(value, dict):
-        for key, item in value.items():
-            _check_sizes(item, str(key))
+        count += sum(_check_sizes(item, str(key)) for key, item in value.items())
     elif isinstance(value, list):
         if len(value) > LIST_LIMIT:
             raise ValueError(f"{_plain(name)} has {len(value)} entries, more than the {LIST_LIMIT} that are served")
-        for item in value:
-            _check_sizes(item, name)
+        count += sum(_check_sizes(item, name) for item in value)
     elif isinstance(value, str) and len(value) > TEXT_LIMIT:
         raise ValueError(f"{_plain(name)} has {len(value)} characters, more than the {TEXT_LIMIT} that are served")
     elif isinstance(value, (int, float)) and not -NUMBER_LIMIT <= value <= NUMBER_LIMIT:
         raise ValueError(f"{_plain(name)}={_cut(value)} is more than the {NUMBER_LIMIT} that are served")
+    if count > VALUES_LIMIT:
+        raise ValueError(f"{_plain(name)} has {count} values, more than the {VALUES_LIMIT} that are served")
+    return count
 
 
 def _check_counts(groups: list[ReftGroup]) -> None:

@@ -184,6 +184,8 @@ class Engine:
     def _work(self) -> None:
         while self._wait():
             self._run_commands()
+            # what nobody needs is gone now, not when the next batch is over
+            self._sweep()
             rows = self._next_batch()
             if rows:
                 self._run(rows)
