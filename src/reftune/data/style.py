@@ -16,7 +16,7 @@ from reftune.data.kinds import INSTRUCTION, MESSAGES, check_encodable, check_rec
 from reftune.data.strict import parse_json
 from reftune.errors import DataError
 
-__all__ = ["STYLES", "STYLE_FILE", "PromptStyle"]
+__all__ = ["STYLES", "STYLE_FILE", "PromptStyle", "write_styles"]
 
 STYLE_FILE = "reftune.json"
 STYLES = ("messages", "instruction", "prompt")
@@ -140,6 +140,15 @@ class PromptStyle:
         temporary = Path(folder) / f".{STYLE_FILE}"
         temporary.write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(temporary, Path(folder) / STYLE_FILE)
+
+
+def write_styles(configs: Mapping[str, Any], folder: str | Path) -> None:
+    """Beside adapters that PEFT saved in a folder, each by its name; those of ReFT have it from their configuration."""
+    for name, config in configs.items():
+        place = Path(folder) / ("" if name == "default" else name)
+        style = getattr(config, "prompt_style", None)
+        if style is not None and (place / "adapter_config.json").is_file():
+            style.write(place)
 
 
 def _content(path: Path) -> str:
