@@ -15,6 +15,7 @@ from typing import Any
 from reftune.data.kinds import INSTRUCTION, MESSAGES, check_encodable, check_record, is_conversation
 from reftune.data.strict import parse_json
 from reftune.errors import DataError
+from reftune.files import write_text
 
 __all__ = ["STYLES", "STYLE_FILE", "PromptStyle", "write_styles"]
 
@@ -137,9 +138,7 @@ class PromptStyle:
 
     def write(self, folder: str | Path) -> None:
         """Put the style beside the adapter."""
-        temporary = Path(folder) / f".{STYLE_FILE}"
-        temporary.write_text(json.dumps(asdict(self), ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(temporary, Path(folder) / STYLE_FILE)
+        write_text(Path(folder) / STYLE_FILE, json.dumps(asdict(self), ensure_ascii=False) + "\n")
 
 
 def write_styles(configs: Mapping[str, Any], folder: str | Path) -> None:
