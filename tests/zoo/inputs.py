@@ -46,6 +46,11 @@ class Rows(NamedTuple):
     def only_prompts(self) -> Rows:
         return Rows([t[:n] for t, n in zip(self.tokens, self.prompts, strict=True)], self.prompts)
 
+    def of_one_length(self) -> Rows:
+        """The beginnings of the rows, so that none is padded."""
+        n = min(map(len, self.tokens))
+        return Rows([tokens[:n].clone() for tokens in self.tokens], [min(self.prompts)] * len(self.tokens))
+
     def labels(self, side: str) -> Tensor:
         """Labels of the responses."""
         labels = self.padded(side)[0].clone()
@@ -87,9 +92,12 @@ def sound(model: Any, batch: int) -> dict[str, Tensor]:
         return {name: torch.randn(batch, 3, size, size, generator=generator)}
     if name == "input_values":
         return {name: torch.randn(batch, 4000, generator=generator)}
+    if "SpeechEncoderDecoder" in type(model).__name__:
+        return {"input_values": torch.randn(batch, 4000, generator=generator)}
     config = model.config
     mel = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", None)
-    mel = mel or getattr(getattr(config, "encoder_config", None), "num_mel_bins", None) or 80
+    mel = mel or getattr(getattr(config, "encoder_config", None), "num_mel_bins", None)
+    mel = mel or getattr(config, "feature_projection_input_dim", 80)
     frames = 2 * getattr(config, "max_source_positions", MEL_FRAMES // 2)
     if "Whisper" in type(model).__name__:
         return {name: torch.randn(batch, mel, frames, generator=generator)}

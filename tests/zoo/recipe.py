@@ -31,10 +31,17 @@ NUMBERS: tuple[tuple[str, Any], ...] = (
     (r".*vocab_size.*|unpadded_vocab_size", VOCAB),
     (r"num_nextn_predict_layers|num_mtp_layers|num_kv_shared_layers", 0),
     (r"first_k_dense_replace|num_dense_layers|moe_layer_start_index", 1),
-    (r"((encoder|decoder|text|num)_)*(hidden_)?layers|n_layers?|depth|num_blocks|(en|de)coder_num_hidden_layers", LAYERS),
+    (
+        r"((encoder|decoder|text|num)_)*(hidden_)?layers|n_layers?|depth|num_blocks|(en|de)coder_num_hidden_layers",
+        LAYERS,
+    ),
+    (r"(en|de)coder_num_key_value_heads", 4),
     (r".*(num_key_value_heads|num_kv_heads|kv_heads|num_key_heads)|multi_query_group_num", 2),
     (r".*(num_(attention_|value_)?heads|attention_heads|n_heads?|num_heads_ipa)", 4),
-    (r"(.*_)?(hidden_size|d_model|n_embd|embedding_size|embedding_dim|embed_dim|word_embed_proj_dim|hidden_dims?)|dim", WIDTH),
+    (
+        r"(.*_)?(hidden_size|d_model|n_embd|embedding_size|embedding_dim|embed_dim|word_embed_proj_dim|hidden_dims?)|dim",
+        WIDTH,
+    ),
     (r".*(intermediate_size|ffn_dim|d_ff|n_inner|ffn_hidden_size|feed_forward_size|hidden_dim|ffn_size)", 2 * WIDTH),
     (r"(.*_)?(head_dim|d_kv|d_head|dim_head|head_size|attention_head_size|key_length)", 8),
     (r"(moe_)?(num_|n_)(local_|routed_)?experts", 4),
@@ -58,9 +65,8 @@ FULL_ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8}
 # By model type, fields that win.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "bamba": MAMBA2,
+    "bamba": {**MAMBA2, "attn_layer_indices": [1]},
     "falcon_h1": {**MAMBA2, "mamba_d_ssm": 64},
-    "granitemoehybrid": MAMBA2,
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
     "esm": {"vocab_size": VOCAB},
     "esmc": {"num_key_value_heads": 4},
@@ -80,7 +86,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "zaya": {"num_experts_per_tok": 1},
     "ctrl": {"dff": 64},
     **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), {"global_head_dim": 8}),
-    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
+    "deepseek_v2": {"num_experts_per_tok": 2, "topk_method": "greedy"},
+    "granitemoehybrid": {**MAMBA2, "layer_types": ["mamba", "attention"]},
+    "lilt": {"hidden_size": 48},
+    "layoutlmv3": {"coordinate_size": 6, "shape_size": 4, "visual_embed": False},
+    "led": {"attention_window": 16, "max_encoder_position_embeddings": 128, "max_decoder_position_embeddings": 128},
+    "longformer": {"attention_window": 16},
     "dbrx": {"max_seq_len": 128, "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "cohere_compass_text": {"layer_types": ["full_attention"] * LAYERS, "rope_parameters": FULL_ROPE},
@@ -117,7 +129,10 @@ def tiny_config(model_type: str, config_class: type[PretrainedConfig] | None = N
             wanted[name] = tiny_config(value.model_type, type(value))
         elif dataclasses.is_dataclass(part):
             wanted[name] = tiny_config(getattr(part, "model_type", ""), part)
-    wanted |= EXCEPTIONS.get(model_type, {})
+    if wanted.get("kv_lora_rank"):
+        # latent attention has as many keys as queries
+        wanted["num_key_value_heads"] = 4
+    wanted |= EXCEPTIONS.get(config_class.model_type, {})
     return config_class(**wanted)
 
 
@@ -170,5 +185,7 @@ def tiny_model(model_type: str, class_name: str, *, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         model = model_class(config)
     if config.is_encoder_decoder:
-        model.config.decoder_start_token_id = model.generation_config.decoder_start_token_id = 1
+        model.config.decoder_start_token_id = 1
+        if model.can_generate():
+            model.generation_config.decoder_start_token_id = 1
     return model.eval()

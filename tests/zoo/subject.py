@@ -52,6 +52,8 @@ class Subject:
     model: Any = None
     blocks: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    loss_fails: bool = False
+    """Whether the base itself cannot compute a loss of text alone."""
     kept: dict[Any, Any] = field(default_factory=dict)
 
     # --- what it is -----------------------------------------------------------------------------------------------
@@ -116,6 +118,15 @@ class Subject:
         if self.two_stacks and self.task == "SEQ_2_SEQ_LM":
             given["decoder_input_ids"] = inputs.decoder_ids(len(rows.tokens))
         return given
+
+    def find_out_about_loss(self) -> bool:
+        """Whether the base cannot compute the loss of text alone; then no labels are given."""
+        if self.has_responses:
+            try:
+                logits(self.base, self.batch("left"), labels=self.rows.labels("left"))
+            except Exception:  # noqa: BLE001 — whatever it needs beside
+                self.loss_fails = True
+        return self.loss_fails
 
     def lengths(self, rows: inputs.Rows | None = None) -> dict[str, Any]:
         """The argument that says where the prompts end, if there are responses."""
