@@ -152,7 +152,7 @@ def _expected(subject: Subject, place: Place, prompts: list[int], side: str, cha
     """Row and column of each token that the positions name."""
     spec, rows = SPECS[place.positions], subject.rows
     if subject.is_decoder_block(place.layer):
-        return {(i, t) for i in range(len(prompts)) for t in spec.units(1, inputs.DECODER_TOKENS)}
+        return {(i, t) for i in range(len(prompts)) for t in spec.units(1, change.shape[1])}
     if not subject.of_text:
         return {(i, t) for i in range(len(prompts)) for t in spec.units(change.shape[1], change.shape[1])}
     return {
@@ -195,7 +195,7 @@ def _alone(subject: Subject, verdict: Verdict) -> None:
     """Logits of padded rows against those of the row alone, as far as the base's own agree."""
     if not subject.of_text:
         return
-    alone: dict[tuple[str | None, int], Tensor] = {}
+    alone: Alone = {}
     adapters = [EVERYWHERE, *(p.adapter for p in subject.places if p.positions == "all")]
     for side in ("left", "right"):
         own = 0.0
@@ -270,9 +270,8 @@ def _generate(subject: Subject, verdict: Verdict) -> None:
         mine = [distance(a, b) for a, b in zip(steps[True], steps[False], strict=True)]
         step = next((i for i, (a, b) in enumerate(zip(mine, own, strict=True)) if a > max(TOLERANCE, 5 * b)), None)
         if step is not None:
-            verdict.wrong(
-                f"{adapter}: step {step} with cache differs from without by {mine[step]:.2g}, the base's by {own[step]:.2g}"
-            )
+            by = f"{mine[step]:.2g}, the base's by {own[step]:.2g}"
+            verdict.wrong(f"{adapter}: step {step} with cache differs from without by {by}")
 
 
 def _generated(subject: Subject, adapter: str | None, use_cache: bool) -> tuple[list[Tensor], list[list[Tensor]]]:

@@ -44,7 +44,7 @@ class Place(NamedTuple):
 
 @dataclass
 class Subject:
-    """A base with an adapter for each of the positions at the first block of each stack, and one at each other block."""
+    """A base with an adapter of each of the positions at the first block of each stack, and one at each other block."""
 
     task: str
     base: Any

@@ -41,9 +41,7 @@ _STREAMS = Unfit(
 UNFIT: dict[str, Unfit] = {
     "xlnet": _TURNED,
     "fsmt": _TURNED,
-    "cpmant": Unfit(
-        "it puts tokens of its own before those of the text, so that its columns are not those of the call"
-    ),
+    "cpmant": Unfit("it puts tokens of its own before those of the text, so that columns are not those of the call"),
     "squeezebert": Unfit("it calls its blocks past the hooks by which they are edited"),
     "prophetnet": Unfit("its decoder's blocks pass the tokens on once for each token that is predicted ahead"),
     "albert": Unfit(

@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..config import ReftGroup, resolve_layers
 from .context import Role
 
-__all__ = ["Site", "Stack", "find_root", "find_sites", "find_stacks", "module_width"]
+__all__ = ["Site", "Stack", "find_root", "find_sites", "find_stacks", "models_above", "module_width"]
 
 # Names, relative to a block, of the module whose output is the component before the residual is added.  Bloom's
 # attention and MLP add the residual themselves, so there it is their last projection.
@@ -60,8 +60,8 @@ class Stack:
         width = getattr(self.config, "hidden_size", None)
         if not isinstance(width, int):
             raise ValueError(
-                f"the width of the blocks of model type {self.config.model_type!r} cannot be told: its configuration has "
-                "no hidden_size; name linear layers by target_modules instead of layers"
+                f"the width of the blocks of model type {self.config.model_type!r} cannot be told: its configuration "
+                "has no hidden_size; name linear layers by target_modules instead of layers"
             )
         return width
 
@@ -122,6 +122,16 @@ def find_stacks(model: nn.Module) -> list[Stack]:
     name = max(candidates, key=lambda candidate: len(candidates[candidate]))
     paths = tuple(f"{name}.{i}" for i in range(len(candidates[name])))
     return [Stack(owner(name), "causal", paths, _config_of(models[owner(name)]))]
+
+
+def models_above(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
+    """The transformers models that hold a stack's model, outermost first: each may be called by itself."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        and any(stack.path.startswith(f"{name}." if name else "") for stack in stacks)
+    ]
 
 
 def _is_block(module: nn.Module) -> bool:
