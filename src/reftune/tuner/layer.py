@@ -69,6 +69,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         self.layer = layer
         self.state = state
         self.has_tokens = has_tokens
+        self.pads_right = False
         self.groups: dict[str, list[ReftGroup]] = {}
         self._work: dict[tuple[str, ...], Work] = {}
         self.only_prompts = True
@@ -221,6 +222,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         if self._disable_adapters:
             return h
         frame = self._frame(h)
+        if self.pads_right and h.ndim == 3 and frame is not None and h.shape[1] > frame.width:
+            # columns that the model itself put behind those of the call
+            return torch.cat([self._edit_rows(h[:, : frame.width], frame), h[:, frame.width :]], 1)
         if h.ndim != 2:
             return self._edit_rows(h, frame)
         if frame is not None and h.shape[0] == frame.batch * frame.width:
