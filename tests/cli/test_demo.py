@@ -14,7 +14,7 @@ from reftune.cli.demo import DEMOS, EMOJI, INBOX, Demo
 from tests.cli.conftest import Command
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-# forty messages that nothing was chosen on, and what a person calls them
+# forty messages written before this demo was first trained, on which nothing was chosen, and what a person calls them
 INBOX_UNSEEN = [
     json.loads(line) for line in (Path(__file__).parent / "demo_inbox.jsonl").read_text("utf-8").splitlines()
 ]
