@@ -147,8 +147,8 @@ def _print(console: Any, shown: Demo, result: RunResult, samples: list[dict[str,
     losses = result.losses[:: max(1, -(-len(result.losses) // 7))]
     console.print("\nloss  " + "  ".join(f"[dim]{step}:[/dim] {loss:.3f}" for step, loss in losses))
     console.print(f"final loss [bold]{result.final_loss:.4f}[/bold]\n")
-    table = Table(title="questions it never saw", show_lines=True)
-    for column in ("question", "before", "after"):
+    table = Table(title="messages it never saw", show_lines=True)
+    for column in ("message", "before", "after"):
         table.add_column(column)
     for sample in samples:
         before = " ".join(sample["base"].split())
