@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from reftune import ReftConfig
-from reftune.data import encode_prompt
+from reftune.data import PromptStyle, encode_prompt
 from reftune.errors import ReftuneError
 from reftune.evaluation.files import read_lines
 from reftune.evaluation.memorise import (
@@ -220,6 +220,7 @@ def test_training_is_the_published_one(tmp_path: Path) -> None:
     # five steps of float32 arithmetic in another order
     assert result["loss"] == pytest.approx(losses[-1], rel=1e-4)
     kept = PeftModel.from_pretrained(tiny(), str(tmp_path / result["adapter"])).state_dict()
+    assert PromptStyle.read(tmp_path / result["adapter"]) == PromptStyle("prompt")
     for name, value in model.state_dict().items():
         if "hidden_edit" in name:
             torch.testing.assert_close(kept[name], value, rtol=1e-3, atol=1e-4)

@@ -13,12 +13,14 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from reftune import ReftuneError
+from reftune import PromptStyle, ReftuneError
 from reftune.evaluation import compare as module
 from reftune.evaluation.classify import halves
 from reftune.evaluation.compare import compare
+from reftune.evaluation.data import task_rows
 from reftune.evaluation.methods import METHODS
 from reftune.evaluation.study import Run, StudyConfig, runs_of
+from reftune.evaluation.tasks import TASKS
 from reftune.evaluation.worker import WITH_PARENT, run
 from tests.evaluation.world import causal_folder, encoder_folder, sentences_folder
 
@@ -146,6 +148,7 @@ def test_yaml_numbers_may_be_written_as_people_write_them() -> None:
 )
 def test_every_method_is_trained_scored_and_kept(method: Any, tmp_path: Path, data: Path) -> None:
     given = settings(tmp_path, method)
+    record = TASKS["sst2"].record(task_rows(TASKS["sst2"], "train", data_dir=data)[0])
     found = run(given, tmp_path / "run", data_dir=str(data))
     assert found == json.loads((tmp_path / "run/result.json").read_text())
     assert found["scores"]["sst2"]["n"] == 16
@@ -155,6 +158,9 @@ def test_every_method_is_trained_scored_and_kept(method: Any, tmp_path: Path, da
         assert found["cpu_seconds"] > 0
         assert found["peak_memory_mb"] > 0 and 0 <= found["prepare_seconds"] <= found["train_seconds"]
         assert len(found["curve"]) == 1
+        # how its prompts were written goes with the adapter, of whichever method
+        adapter = tmp_path / "run/adapter"
+        assert not adapter.is_dir() or PromptStyle.read(adapter) == PromptStyle.of_record(record)
     else:
         assert found["trained_parameters"] == 0 == found["adapter_bytes"] and "train_seconds" not in found
     # it goes on after the training: what was saved gives the same answers

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ..files import check_writable
 from ..generation import generate_texts
 from ..models import SMOLLM2, load_base, resolve_model
 from ..training import RunConfig, RunResult, train_run
@@ -63,6 +64,7 @@ def demo(
     start = time.perf_counter()
     results, progress = consoles(as_json)
     quiet_libraries()
+    check_writable(output)
     progress.print(f"[bold]{SMOLLM2}[/bold], ten examples, LoReFT of rank 4 on the last prompt token of every layer")
     # the conversion of the model, the one time that it is needed, counts as its download
     before_conversion = time.perf_counter()

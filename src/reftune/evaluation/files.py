@@ -13,16 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ReftuneError
+from ..files import told, write_text
 
-__all__ = ["append_line", "key_of", "read_json", "read_lines", "whole_lines", "write_json", "write_lines", "write_text"]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Written under another name, then renamed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+__all__ = ["append_line", "key_of", "read_json", "read_lines", "whole_lines", "write_json", "write_lines"]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -48,13 +41,14 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
     """Add one to the end, on a line of its own also where the last one was broken off."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab+") as file:
-        if file.seek(0, os.SEEK_END):
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
+    with told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab+") as file:
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write((json.dumps(row, ensure_ascii=False) + "\n").encode())
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

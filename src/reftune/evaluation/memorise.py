@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..config import ReftConfig
-from ..data import ReftCollator, encode_prompt
+from ..data import PromptStyle, ReftCollator, encode_prompt
 from ..errors import ReftuneError
 from ..generation import GREEDY
 from ..models import save_adapter
@@ -367,6 +367,7 @@ def run_cell(
     config = ReftConfig(
         r=1, layers=[cell.layer], positions="l1", intervention="consreft", init="paper", task_type="CAUSAL_LM"
     )
+    config.prompt_style = PromptStyle("prompt")
     with torch.random.fork_rng():
         torch.manual_seed(cell.seed)
         model = get_peft_model(base, config)

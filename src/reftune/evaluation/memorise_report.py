@@ -10,8 +10,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from ..files import whole, write_text
 from .compare import hardware, versions
-from .files import read_lines, write_json, write_text
+from .files import read_lines, write_json
 from .memorise import CELLS, CODEBOOK, TEXTS
 from .report import check_report
 
@@ -91,7 +92,8 @@ def write_memorised(results: Mapping[str, Any], output: Path) -> list[Path]:
     )
     with measured():
         write_text(paths[2], to_svg(figure, name="memorised", title=TITLE))
-        figure.savefig(paths[3], dpi=160, facecolor=PAPER, metadata={"Software": None})
+        with whole(paths[3]) as part:
+            figure.savefig(part, format="png", dpi=160, facecolor=PAPER, metadata={"Software": None})
     return paths
 
 

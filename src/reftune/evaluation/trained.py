@@ -11,6 +11,7 @@ from typing import Any
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from ..files import whole
 from ..models import save_adapter
 from .methods import trained_state
 
@@ -25,9 +26,8 @@ def save_trained(model: Any, folder: Path) -> None:
     if isinstance(model, PeftModel):
         save_adapter(model, folder / ADAPTER)
         return
-    part = folder / f".{TRAINED}"
-    save_file(trained_state(model), part)
-    part.replace(folder / TRAINED)
+    with whole(folder / TRAINED) as part:
+        save_file(trained_state(model), part)
 
 
 def load_trained(model: Any, folder: Path) -> None:

@@ -5,22 +5,21 @@ Must not know: HTTP, batches.
 
 from __future__ import annotations
 
-import json
-import os
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data import encode_prompt
-from ..data.style import STYLE_FILE, PromptStyle
+from ..data.style import STYLE_FILE, STYLES, PromptStyle
 from ..errors import DataError, ReftuneError
-from .adapters import AdapterError, read_file
 
-__all__ = ["PromptReader", "PromptTooLong", "context_length", "read_style", "styled"]
+__all__ = ["PromptReader", "PromptTooLong", "context_length", "style_of", "tell_no_style"]
+
+logger = logging.getLogger("reftune.serving")
 
 NO_LIMIT = 4096
-STYLE_LIMIT = 1 << 16
 
 
 class PromptTooLong(ReftuneError):
@@ -37,13 +36,21 @@ class PromptReader:
         # tokenizers complain when two threads set them up at once
         self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Mapping[str, str]], style: PromptStyle | None) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        style: PromptStyle | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """The prompt of a conversation that the model is to answer.
 
         Raises:
             ReftuneError: the conversation cannot be put as a prompt of this adapter.
         """
-        return self._encode(styled(messages, style))
+        record = (style or PromptStyle("messages")).conversation(messages)
+        if tools:
+            record["tools"] = list(tools)
+        return self._encode(record)
 
     def text(self, text: str) -> list[int]:
         """The prompt of a text to go on from.
@@ -84,6 +91,29 @@ class PromptReader:
             return encode_prompt(record, self.tokenizer)
 
 
+def style_of(folder: Path, *, name: str) -> PromptStyle | None:
+    """How the prompts of the adapter in a folder were written; where nothing says, what is done instead is logged.
+
+    Raises:
+        DataError: its `reftune.json` cannot be used.
+    """
+    style = PromptStyle.read(folder)
+    if style is None:
+        tell_no_style(name)
+    return style
+
+
+def tell_no_style(name: str) -> None:
+    """Log what is done with the chats of an adapter of which nothing says how its prompts were written."""
+    logger.warning(
+        "the adapter %r has no %s, which says how its prompts were written: chats are put by the chat template; to "
+        'choose, put the file beside the adapter, such as {"style": "prompt"} (%s)',
+        name,
+        STYLE_FILE,
+        ", ".join(STYLES),
+    )
+
+
 def context_length(config: Any) -> int:
     """Most tokens that a model can take, from its configuration; some have no limit, and get one."""
     text = config.get_text_config()
@@ -92,46 +122,3 @@ def context_length(config: Any) -> int:
         if isinstance(found, int) and found > 1:
             return found
     return NO_LIMIT
-
-
-def styled(messages: Sequence[Mapping[str, Any]], style: PromptStyle | None) -> dict[str, Any]:
-    """The record of a conversation, as the adapter's training had it.
-
-    An adapter of the style `messages` gets the system turn that it was trained with, unless the request has one; one of
-    another style has prompts without turns, so that only one question can be put to it.
-
-    Raises:
-        DataError: the conversation cannot be put as a prompt of this adapter.
-    """
-    turns = [dict(message) for message in messages]
-    if style is None or style.style == "messages":
-        if style is not None and style.system is not None and all(turn["role"] != "system" for turn in turns):
-            turns.insert(0, {"role": "system", "content": style.system})
-        return {"messages": turns}
-    if [turn["role"] for turn in turns] != ["user"]:
-        raise DataError(
-            f"this adapter's prompts are of the style {style.style!r}, which has no turns: send one message of the "
-            "role 'user', or use /v1/completions"
-        )
-    return style.record(turns[0]["content"])
-
-
-def read_style(folder: Path) -> PromptStyle | None:
-    """How the adapter's prompts were written, None if nothing says.
-
-    Raises:
-        AdapterError: the file cannot be read.
-    """
-    path = folder / STYLE_FILE
-    if not os.path.lexists(path):
-        return None
-    try:
-        values = json.loads(read_file(path, STYLE_LIMIT).tobytes())
-        style = PromptStyle(**values)
-        if not isinstance(style.system, str | None):
-            raise DataError(f"system={style.system!r} is not a text")
-    except (TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, AdapterError):
-            raise
-        raise AdapterError(f"{str(path)!r} cannot be read: {str(error)[:300]}") from error
-    return style

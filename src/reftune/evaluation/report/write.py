@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import MissingExtraError
-from ..files import write_text
+from ...files import write_text
 from .blocks import Pictures
 from .html import to_html
 from .markdown import to_markdown

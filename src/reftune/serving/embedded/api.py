@@ -19,7 +19,7 @@ from ...data.style import PromptStyle
 from ..adapters import read_adapter
 from ..modules import allowed_path, check_name
 from ..page import attach_page
-from ..prompts import PromptReader, read_style
+from ..prompts import PromptReader, style_of
 from .engine import Engine
 from .errors import ApiError, install_handlers, timed_out
 from .metrics import Metrics
@@ -110,7 +110,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service = service_of(request)
     service.adapter_of(body.model)
     turns = [message.as_turn() for message in body.messages]
-    prompt = await asyncio.to_thread(service.reader.chat, turns, service.style_of(body.model))
+    prompt = await asyncio.to_thread(service.reader.chat, turns, service.style_of(body.model), body.tools)
     limit = body.max_completion_tokens or body.max_tokens
     form = ChatFormat(body.model, service.token_text, logprobs=body.reported is not None)
     return await answer(service, request, body, form, [prompt], limit)
@@ -173,14 +173,12 @@ async def tokenize(body: TokenizeRequest, request: Request) -> TokenReply:
     """The tokens of the prompt that this model would be given."""
     service = service_of(request)
     service.adapter_of(body.model)
-    entry = service.engine.bank.find(body.model)
 
     def read() -> list[int]:
         if body.messages is None:
             return service.reader.text(body.prompt or "")
-        return service.reader.chat(
-            [m.as_turn() for m in body.messages], entry.card.style if entry is not None else None
-        )
+        turns = [message.as_turn() for message in body.messages]
+        return service.reader.chat(turns, service.style_of(body.model), body.tools)
 
     tokens = await asyncio.to_thread(read)
     texts = [str(text) for text in service.tokenizer.convert_ids_to_tokens(tokens)] if body.return_token_strs else None
@@ -238,7 +236,8 @@ async def load_reft_adapter(body: LoadRequest, request: Request) -> Response:
 
     def load() -> Any:
         folder: Path = allowed_path(body.reft_path, service.settings.allowed_folders)
-        files, style = read_adapter(folder, limit=service.settings.max_adapter_bytes), read_style(folder)
+        files = read_adapter(folder, limit=service.settings.max_adapter_bytes)
+        style = style_of(folder, name=body.reft_name)
         return service.engine.load(body.reft_name, files, style=style, replace=body.load_inplace)
 
     # one at a time: each may take as much memory as max_adapter_bytes
