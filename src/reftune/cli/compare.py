@@ -11,13 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..comparison.compare import compare as do_compare
+from ..comparison.compare import results_of
+from ..comparison.report import write_report
+from ..comparison.study import Run, StudyConfig
 from ..errors import ReftuneError
-from ..evaluation.compare import compare as do_compare
-from ..evaluation.compare import results_of
-from ..evaluation.files import read_json, write_json
-from ..evaluation.report import check_report, write_report
-from ..evaluation.study import Run, StudyConfig
-from ..files import check_writable
+from ..files import check_writable, read_json, write_json
+from ..reporting import check_report
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 from .train import read_yaml
 

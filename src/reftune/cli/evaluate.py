@@ -12,15 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..comparison.classify import classify_rows
 from ..errors import ReftuneError
-from ..evaluation.classify import classify_rows
 from ..evaluation.data import DATA_VARIABLE, task_rows
-from ..evaluation.files import read_json, write_json
-from ..evaluation.pairs import write_alpaca_eval
+from ..evaluation.judge import write_alpaca_eval
 from ..evaluation.runner import TaskResult, evaluate_rows
 from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
 from ..evaluation.tasks.base import Task
-from ..files import check_writable
+from ..files import check_writable, read_json, write_json
 from ..models import adapter_config, check_model, fingerprint, is_adapter, load_adapter, load_base, refuse_encoder
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 

@@ -11,11 +11,8 @@ from rich.console import Console
 
 from ..errors import ReftuneError
 from ..evaluation.data import sample
-from ..evaluation.endpoint import Endpoint, EndpointError
-from ..evaluation.files import write_json
-from ..evaluation.judge import JudgeResult, judge_pairs
-from ..evaluation.pairs import Pair, pair_up, read_answers
-from ..files import check_writable
+from ..evaluation.judge import Endpoint, EndpointError, JudgeResult, Pair, judge_pairs, pair_up, read_answers
+from ..files import check_writable, write_json
 from .output import JsonFlag, bar, consoles, emit, say
 
 __all__ = ["judge"]
