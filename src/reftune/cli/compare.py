@@ -6,19 +6,18 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from ..errors import ReftuneError
-from ..evaluation.compare import compare as do_compare
-from ..evaluation.compare import results_of
 from ..evaluation.files import read_json, write_json
-from ..evaluation.report import check_report, write_report
-from ..evaluation.study import Run, StudyConfig
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 from .train import read_yaml
+
+if TYPE_CHECKING:
+    from ..evaluation.study import Run
 
 __all__ = ["compare"]
 
@@ -60,6 +59,11 @@ def compare(
     report_only: Annotated[bool, typer.Option("--report-only", help="Of the runs that are done.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
+    from ..evaluation.compare import compare as do_compare
+    from ..evaluation.compare import results_of
+    from ..evaluation.report import check_report, write_report
+    from ..evaluation.study import StudyConfig
+
     values = read_yaml(config) if config is not None else {}
     given: dict[str, Any] = {
         "model": model,

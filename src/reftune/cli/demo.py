@@ -7,17 +7,17 @@ import shlex
 import time
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from ..generation import generate_texts
-from ..models import SMOLLM2, load_base, resolve_model
-from ..training import RunConfig, RunResult, train_run
-from .output import JsonFlag, TrainingProgress, command, consoles, emit, quiet_libraries, say
+from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
 from .train import result_dict
+
+if TYPE_CHECKING:
+    from ..training import RunResult
 
 __all__ = ["QUESTIONS", "demo"]
 
@@ -61,6 +61,10 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     start = time.perf_counter()
+    from ..models import SMOLLM2, resolve_model
+    from ..training import RunConfig, train_run
+    from .progress import TrainingProgress
+
     results, progress = consoles(as_json)
     quiet_libraries()
     progress.print(f"[bold]{SMOLLM2}[/bold], ten examples, LoReFT of rank 4 on the last prompt token of every layer")
@@ -109,12 +113,16 @@ def examples() -> list[dict[str, Any]]:
 
 def base_answers(folder: str) -> list[str]:
     """Answers before training."""
+    from ..models import load_base
+
     model, tokenizer = load_base(folder)
     return answers(model, tokenizer)
 
 
 def answers(model: Any, tokenizer: Any) -> list[str]:
     """Answers to the questions that were not trained on."""
+    from ..generation import generate_texts
+
     records = [{"messages": [{"role": "user", "content": question}]} for question in QUESTIONS]
     return generate_texts(model, tokenizer, list(records), max_new_tokens=ANSWER_TOKENS)
 

@@ -10,8 +10,6 @@ import typer
 from ..data import load_records
 from ..data.style import PromptStyle
 from ..errors import ReftuneError
-from ..generation import generate_texts
-from ..models import load_adapter
 from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
 
 __all__ = ["generate", "style_for"]
@@ -41,6 +39,9 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Use prompts as they are, without a template.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
+    from ..generation import generate_texts
+    from ..models import load_adapter
+
     results, progress = consoles(as_json)
     quiet_libraries()
     prompts: list[str | dict[str, Any]] = [*(prompt or [])]
