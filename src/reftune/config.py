@@ -20,6 +20,7 @@ __all__ = ["ReftConfig", "ReftGroup", "resolve_layers"]
 
 TIES = ("all", "group", "none")
 INITS = ("identity", "paper", "random")
+UNKNOWN_PROMPTS = ("refuse", "whole")
 VECTORS = ("learned", "given")
 ACT_FNS = ("linear", *ACTIVATIONS)
 COMPONENTS = ("block_output", "attention_output", "mlp_output", "attention_head[i]")
@@ -129,11 +130,16 @@ class ReftConfig(PeftConfig):
     modules_to_save: list[str] | None = field(
         default=None, metadata={"help": "Modules outside of ReFT that are trained and saved whole (a classifier)."}
     )
+    unknown_prompt: str = field(
+        default="refuse",
+        metadata={"help": "Training where nothing says where the prompt ends: refuse, or whole: the whole text is it."},
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = REFT
         _choose("intervention", self.intervention, INTERVENTIONS)
+        _choose("unknown_prompt", self.unknown_prompt, UNKNOWN_PROMPTS)
         if self.act_fn is not None:
             _choose("act_fn", self.act_fn, ACT_FNS)
         # as they are after they were saved and loaded

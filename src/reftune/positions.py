@@ -164,6 +164,16 @@ class Segments(NamedTuple):
         first = torch.where(labelled & inside, columns, self.stop[:, None]).amin(1)
         return self._replace(end=first)
 
+    def labelled_stretches(self, labels: Tensor, past: int | Tensor = 0) -> Tensor:
+        """[N] how many times labels begin within each segment: once, unless several answers of a chat have them.
+
+        labels [B, T] are those of the columns from `past` on.
+        """
+        columns = torch.arange(labels.shape[1], device=labels.device)[None] + past
+        inside = (columns >= self.start[:, None]) & (columns < self.stop[:, None])
+        labelled = (labels[self.rows] != IGNORED_LABEL) & inside
+        return labelled[:, :1].long().sum(1) + (labelled[:, 1:] & ~labelled[:, :-1]).sum(1)
+
     def repeated(self, batch: int) -> Segments:
         """For `batch` rows where each row was repeated in place: beams, several returned sequences."""
         if batch == self.batch:

@@ -6,7 +6,6 @@ Must not know: how interventions are applied.
 from __future__ import annotations
 
 import statistics
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +167,7 @@ LENGTHS = [len(prompt.split()) for prompt in PROMPTS]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("way", ["label_smoothing_factor", "compute_loss_func"])
-def test_labels_taken_away_are_warned_of_and_the_collator_of_reftune_mends_it(tmp_path: Path, way: str) -> None:
+def test_labels_taken_away_are_refused_and_the_collator_of_reftune_mends_it(tmp_path: Path, way: str) -> None:
     more: dict[str, Any] = {"max_steps": 1, "gradient_checkpointing": False}
     if way == "label_smoothing_factor":
         more[way] = 0.1
@@ -179,11 +178,9 @@ def test_labels_taken_away_are_warned_of_and_the_collator_of_reftune_mends_it(tm
             made.compute_loss_func = lambda outputs, labels, num_items_in_batch=None: outputs.logits.square().mean()
         return made
 
-    with pytest.warns(UserWarning, match="label_smoothing_factor.*ReftCollator"):
-        assert sorted(prompts_seen(trainer(None))[0]) != sorted(LENGTHS)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message=".*ReftCollator")
-        mended = prompts_seen(trainer(ReftCollator(word_tokenizer())))
+    with pytest.raises(PositionError, match=r"(?s)ReftCollator.*label_smoothing_factor"):
+        prompts_seen(trainer(None))
+    mended = prompts_seen(trainer(ReftCollator(word_tokenizer())))
     assert sorted(mended[0]) == sorted(LENGTHS)
 
 

@@ -3,10 +3,10 @@
 Must not know: training and all above it.
 """
 
-from .context import call_state
 from .layer import BASE, ReftLayer
 from .model import ReftModel
 from .register import register
 from .sites import find_root, find_stacks
+from .watch import call_state
 
 __all__ = ["BASE", "ReftLayer", "ReftModel", "call_state", "find_root", "find_stacks", "register"]

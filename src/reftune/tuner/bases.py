@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..interventions import OrthonormalIntervention, orthonormal_rows
-from .context import WATCHED, Frame, Outer
+from .context import Frame, Outer
 from .layer import BASE, ReftLayer
+from .watch import WATCHED
 
 __all__ = ["prepare_bases", "share_bases", "share_no_bases"]
 

@@ -8,7 +8,7 @@ Must not know: interventions, sites.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from ..positions import Segments, segments_from_mask, segments_of_full_rows
-from .context import PROMPT_LENGTH, SUBSPACES, CallState, cached_length, check_lengths
+from .caches import Filled, filled_columns, find_cache, note_of, put_note
+from .context import PROMPT_LENGTH, SUBSPACES, CallState, Progress
+from .prompts import check_lengths
 
 __all__ = ["checkpoint_as_before", "checkpoint_with_frame", "install_generate", "uninstall_generate"]
 
@@ -56,7 +58,7 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
         # drafts of a model that is its own assistant: the prompts are those of the generation around it
         return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
     state.calls.clear()
-    known: dict[str, Any] = {"generating": True, "bases": {}}
+    known: dict[str, Any] = {"generating": True, "bases": {}, "progress": Progress()}
     if subspaces is not None:
         known["subspaces"] = subspaces
     config: Any = root.config
@@ -69,8 +71,31 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
             check_lengths(prompts, lengths := torch.as_tensor(lengths), columns, may_go_on=False)
             prompts = prompts.with_lengths(lengths)
         known.update(prompts=prompts, prompt_columns=columns)
+        _go_on_from_cache(known, kwargs)
     with state.announcing(**known):
-        return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
+        output = type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
+    if "prompts" in known:
+        for cache in (find_cache(kwargs), find_cache(output) if isinstance(output, Mapping) else None):
+            if cache is not None and "unknown" not in known:
+                columns = filled_columns(cache)
+                columns = known["progress"].columns if columns is None else int(columns)
+                put_note(cache, Filled(columns, known["prompts"], told=True))
+    return output
+
+
+def _go_on_from_cache(known: dict[str, Any], kwargs: dict[str, Any]) -> None:
+    """What a cache holds that was filled before: its tokens are edited already, for these prompts or for others."""
+    cache = find_cache(kwargs)
+    columns, note = filled_columns(cache), note_of(cache)
+    if columns is None or (int(columns) > 0 and note is None):
+        known["unknown"] = (
+            f"generate() is to go on from a cache ({type(cache).__name__}) of which it is not known for which prompts "
+            "it was filled. Fill an empty cache of transformers by a call of this model, with the length of the whole "
+            f"prompt: model(ids, past_key_values=cache, {PROMPT_LENGTH}=[…]); or leave the cache out"
+        )
+    elif note is not None and int(columns) > 0:
+        known["filled"] = note.for_call(int(columns), known["prompts"])
+        known["progress"].columns = int(columns)
 
 
 def _decoder_columns(root: Any, kwargs: dict[str, Any]) -> int:
@@ -105,9 +130,10 @@ def _prompts(root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
         return segments_of_full_rows(1, 1, root.device), 1
     if mask is None and tokens is ids and ids is not None and ids.ndim == 2:
         mask = _mask_of_padding(root, ids, kwargs)
-    if mask is not None and mask.ndim == 2:
-        return segments_from_mask(mask.to(tokens.device)), mask.shape[1]
-    past = cached_length(kwargs.get("past_key_values"))
+    if isinstance(mask, Tensor) and mask.ndim == 2:
+        mask = mask.to(tokens.device).expand(tokens.shape[0], -1)
+        return segments_from_mask(mask), mask.shape[1]
+    past = filled_columns(find_cache(kwargs)) or 0
     columns = max(tokens.shape[1], int(past) + (tokens.shape[1] if kwargs.get("inputs_embeds") is not None else 0))
     return segments_of_full_rows(tokens.shape[0], columns, tokens.device), columns
 
@@ -152,9 +178,16 @@ def _wrap_checkpoints(state: CallState, blocks: Sequence[nn.Module], stack: nn.M
 
 
 def _checkpoint(state: CallState, checkpoint: Callable[..., Any], compute: Callable[..., Any], *args: Any) -> Any:
-    return checkpoint(partial(_resume, state, state.frame, state.outer, compute), *args)
+    return checkpoint(_Resumed(state, compute), *args)
 
 
-def _resume(state: CallState, frame: Any, outer: Any, compute: Callable[..., Any], *args: Any) -> Any:
-    with state.resumed(frame, outer):
-        return compute(*args)
+class _Resumed:
+    """`compute` of a block in the call that is open now.  `__self__` is the block: LLaMA-Factory looks for it there."""
+
+    def __init__(self, state: CallState, compute: Callable[..., Any]) -> None:
+        self.state, self.frame, self.outer, self.compute = state, state.frame, state.outer, compute
+        self.__self__ = getattr(getattr(compute, "func", compute), "__self__", None)
+
+    def __call__(self, *args: Any) -> Any:
+        with self.state.resumed(self.frame, self.outer):
+            return self.compute(*args)

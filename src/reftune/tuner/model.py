@@ -24,10 +24,11 @@ from ..interventions import Steer
 from ..peft_type import PREFIX
 from .bases import share_bases, share_no_bases
 from .calls import checkpoint_as_before, checkpoint_with_frame, install_generate, uninstall_generate
-from .context import WATCHED, CallState, Role, unwatch, watch
+from .context import CallState, Role
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
 from .quantised import is_quantised, keep_float32
-from .sites import Site, find_root, find_sites, find_stacks, layer_number, module_width
+from .sites import Site, find_root, find_sites, find_stacks, layer_number, models_above, module_width
+from .watch import WATCHED, allow_whole_texts, unwatch, watch
 
 __all__ = ["ReftModel"]
 
@@ -130,6 +131,8 @@ class ReftModel(BaseTuner):
         for site, groups in here.items():
             layer = self._layer_at(site, target, state)
             layer.update_layer(adapter_name, groups, target)
+        if peft_config.unknown_prompt == "whole":
+            allow_whole_texts(find_root(self.model))
 
     def _layer_at(self, site: Site, host: nn.Module, state: CallState) -> ReftLayer:
         existing = host._modules.get(site.child)
@@ -154,7 +157,7 @@ class ReftModel(BaseTuner):
         state = CallState()
         stacks = find_stacks(self.model)
         is_lm = isinstance(root, PreTrainedModel) and root.can_generate()
-        roles: dict[nn.Module, Role] = {root: "root"}
+        roles: dict[nn.Module, Role] = dict.fromkeys([root, *models_above(self.model, stacks)], "above")
         roles |= {self.model.get_submodule(stack.path): stack.role for stack in stacks}
         for module, role in roles.items():
             watch(module, state, role=role, is_root=module is root, is_lm=is_lm)

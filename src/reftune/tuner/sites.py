@@ -17,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..config import ReftGroup, resolve_layers
 from .context import Role
 
-__all__ = ["Site", "Stack", "find_root", "find_sites", "find_stacks", "module_width"]
+__all__ = ["Site", "Stack", "find_root", "find_sites", "find_stacks", "models_above", "module_width"]
 
 # Names, relative to a block, of the module whose output is the component before the residual is added.  Bloom's
 # attention and MLP add the residual themselves, so there it is their last projection.
@@ -104,6 +104,16 @@ def find_stacks(model: nn.Module) -> list[Stack]:
     candidates = of_text or found
     name = max(candidates, key=lambda candidate: len(candidates[candidate]))
     return [Stack(owner(name), "causal", tuple(f"{name}.{i}" for i in range(len(candidates[name]))))]
+
+
+def models_above(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
+    """The transformers models that hold a stack's model, outermost first: each may be called by itself."""
+    return [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, PreTrainedModel)
+        and any(stack.path.startswith(f"{name}." if name else "") for stack in stacks)
+    ]
 
 
 def _is_block(module: nn.Module) -> bool:
