@@ -29,7 +29,9 @@ torch=$(grep '^torch==' constraints.txt)
 "${install[@]}" --upgrade "$@" "$torch" -e '.[cli,trl]' pytest hypothesis
 "$python" -m pip list --format freeze | grep -E '^(torch|transformers|peft|trl|accelerate|datasets|huggingface_hub)=' \
     | paste -sd ' ' | sed "s/^/$name: /"
+# what a newer version would have otherwise is told and does not fail, unlike in `make test`
 # shellcheck disable=SC2086 — ARGS are words
 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPATH='' \
-    "$python" -m pytest -q -m "not gpu and not vllm${MARK:+ and ($MARK)}" \
+    "$python" -m pytest -q -W default::FutureWarning -W default::DeprecationWarning \
+    -m "not gpu and not vllm${MARK:+ and ($MARK)}" \
     tests/tuner tests/training tests/interventions tests/data ${ARGS:-}
