@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .generate import style_for
+from .generate import StyleOption, style_for
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 
 __all__ = ["chat"]
@@ -33,6 +33,7 @@ def chat(
     adapter: Annotated[str, typer.Argument(help="Folder or Hub name of the adapter.")],
     base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    prompt_style: StyleOption = None,
     memory: Annotated[bool, typer.Option(help="Keep earlier turns in the prompt.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -42,10 +43,10 @@ def chat(
     results, progress = consoles(as_json)
     quiet_libraries()
     model, tokenizer = load_adapter(adapter, base=base)
-    style = style_for(adapter, tokenizer)
+    style = style_for(adapter, tokenizer, chosen=prompt_style, console=progress)
     keeps = memory and style.style == "messages"
     if memory and not keeps:
-        say(progress, f"--memory has no effect: this adapter's prompts are of the style {style.style!r}", style="dim")
+        say(progress, f"--memory has no effect: its prompts are of the style {style.style!r}", style="dim")
     turns: list[dict[str, str]] = []
     earlier: list[dict[str, str]] = []
     if sys.stdin.isatty():

@@ -12,12 +12,12 @@ import typer
 from rich.console import Console
 
 from ..errors import ReftuneError
-from ..evaluation.files import read_json, write_json
+from ..files import check_writable, read_json, write_json
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 from .train import read_yaml
 
 if TYPE_CHECKING:
-    from ..evaluation.study import Run
+    from ..comparison.study import Run
 
 __all__ = ["compare"]
 
@@ -59,10 +59,11 @@ def compare(
     report_only: Annotated[bool, typer.Option("--report-only", help="Of the runs that are done.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    from ..evaluation.compare import compare as do_compare
-    from ..evaluation.compare import results_of
-    from ..evaluation.report import check_report, write_report
-    from ..evaluation.study import StudyConfig
+    from ..comparison.compare import compare as do_compare
+    from ..comparison.compare import results_of
+    from ..comparison.report import write_report
+    from ..comparison.study import StudyConfig
+    from ..reporting import check_report
 
     values = read_yaml(config) if config is not None else {}
     given: dict[str, Any] = {
@@ -79,6 +80,7 @@ def compare(
     if epochs is not None or seconds is not None:
         values.update(epochs=epochs, seconds=seconds)
     check_report()
+    check_writable(output)
     results, progress = consoles(as_json)
     quiet_libraries()
     line = shlex.join(["reftune", *sys.argv[1:]])

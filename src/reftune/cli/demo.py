@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from ..files import check_writable
 from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
 from .train import result_dict
 
@@ -67,6 +68,7 @@ def demo(
 
     results, progress = consoles(as_json)
     quiet_libraries()
+    check_writable(output)
     progress.print(f"[bold]{SMOLLM2}[/bold], ten examples, LoReFT of rank 4 on the last prompt token of every layer")
     # the conversion of the model, the one time that it is needed, counts as its download
     before_conversion = time.perf_counter()

@@ -14,10 +14,10 @@ from rich.table import Table
 
 from ..errors import ReftuneError
 from ..evaluation.data import DATA_VARIABLE, task_rows
-from ..evaluation.files import read_json, write_json
-from ..evaluation.pairs import write_alpaca_eval
+from ..evaluation.judge import write_alpaca_eval
 from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
 from ..evaluation.tasks.base import Task
+from ..files import check_writable, read_json, write_json
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 
 if TYPE_CHECKING:
@@ -60,16 +60,17 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    from ..evaluation.classify import classify_rows
+    from ..comparison.classify import classify_rows
     from ..evaluation.runner import evaluate_rows
     from ..models import check_model, fingerprint, is_adapter, load_adapter, load_base, refuse_encoder
 
     chosen = parse_tasks(tasks)
     results, progress = consoles(as_json)
     quiet_libraries()
+    folder = output or Path(f"{name_of(adapter)}-eval")
+    check_writable(folder)
     # data first: it is what is most often missing, and a model takes longer to load
     rows = {task.name: task_rows(task, "test", data_dir=data_dir, limit=limit) for task in chosen}
-    folder = output or Path(f"{name_of(adapter)}-eval")
     generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     settings = {"adapter": adapter, "base": base, "dtype": dtype, "generation": generation}
     settings |= {"files": fingerprint(adapter), "base_files": fingerprint(base)}

@@ -13,10 +13,11 @@ from rich.table import Table
 from ..errors import ReftuneError
 from ..evaluation.data import task_rows
 from ..evaluation.tasks.memorisation import MEMORISATION
+from ..files import check_writable
 from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
 
 if TYPE_CHECKING:
-    from ..evaluation.memorise import Cell
+    from ..analysis.memorise import Cell
 
 __all__ = ["memorise"]
 
@@ -63,10 +64,10 @@ def memorise(
 ) -> None:
     import torch
 
-    from ..evaluation.memorise import Cell, plan_cells, run_cells
-    from ..evaluation.memorise_report import results_of, write_memorised
-    from ..evaluation.report import check_report
+    from ..analysis.memorise import Cell, plan_cells, run_cells
+    from ..analysis.memorise_report import results_of, write_memorised
     from ..models import load_base
+    from ..reporting import check_report
 
     kinds = _kinds(text)
     sizes = _sizes("--lengths", lengths or LENGTHS) if lengths or codebook is None else []
@@ -74,6 +75,7 @@ def memorise(
     results, progress = consoles(as_json)
     quiet_libraries()
     check_report()
+    check_writable(output)
     needs_book = bool(sizes) and set(kinds) != {"random"}
     book = str(task_rows(MEMORISATION, "train", data_dir=data_dir)[0]["text"]) if needs_book else None
     base, tokenizer = load_base(model, dtype=dtype)
@@ -120,7 +122,7 @@ class _Watch:
         self.done(self.before + epoch)
 
     def on_cell(self, line: dict[str, Any]) -> None:
-        from ..evaluation.memorise_report import TITLES
+        from ..analysis.memorise_report import TITLES
 
         self.before += line["epochs"]
         self.done(self.before)
@@ -153,7 +155,7 @@ def _layers(base: Any, layers: str | None) -> list[int]:
 
 
 def _kinds(text: str) -> list[str]:
-    from ..evaluation.memorise import CODEBOOK, TEXTS
+    from ..analysis.memorise import CODEBOOK, TEXTS
 
     found = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in found if name not in TEXTS]

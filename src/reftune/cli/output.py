@@ -50,9 +50,13 @@ def emit(result: dict[str, Any]) -> None:
     """The one object of --json."""
     if not is_first_process():
         return
-    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    json.dump(_finite(result), sys.stdout, ensure_ascii=not readable, allow_nan=False)
-    sys.stdout.write("\n")
+    # records have dates and halves of surrogate pairs in columns that nobody looked at
+    text = json.dumps(_finite(result), ensure_ascii=False, allow_nan=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text))
+    sys.stdout.write(text + "\n")
 
 
 def _finite(value: Any) -> Any:

@@ -27,7 +27,9 @@ class TrainingProgress(TrainerCallback):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+        # one that never began would still print an empty line
+        if self.progress.live.is_started:
+            self.progress.stop()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.start()

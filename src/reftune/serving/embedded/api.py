@@ -21,7 +21,7 @@ from ..page import attach_page
 from .engine import Engine
 from .errors import ApiError, install_handlers, timed_out
 from .metrics import Metrics
-from .prompts import PromptReader, read_style
+from .prompts import PromptReader, style_of
 from .replies import ChatFormat, CompletionFormat, Format, Ticket, collect, events
 from .rows import Row, RowRequest
 from .schemas import (
@@ -105,7 +105,8 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service.adapter_of(body.model)
     entry = service.engine.bank.find(body.model)
     turns = [message.as_turn() for message in body.messages]
-    prompt = await asyncio.to_thread(service.reader.chat, turns, entry.style if entry is not None else None)
+    style = entry.style if entry is not None else None
+    prompt = await asyncio.to_thread(service.reader.chat, turns, style, body.tools)
     limit = body.max_completion_tokens or body.max_tokens
     form = ChatFormat(body.model, service.token_text, logprobs=body.reported is not None)
     return await answer(service, request, body, form, [prompt], limit)
@@ -173,7 +174,8 @@ async def tokenize(body: TokenizeRequest, request: Request) -> TokenReply:
     def read() -> list[int]:
         if body.messages is None:
             return service.reader.text(body.prompt or "")
-        return service.reader.chat([m.as_turn() for m in body.messages], entry.style if entry is not None else None)
+        style = entry.style if entry is not None else None
+        return service.reader.chat([m.as_turn() for m in body.messages], style, body.tools)
 
     tokens = await asyncio.to_thread(read)
     texts = [str(text) for text in service.tokenizer.convert_ids_to_tokens(tokens)] if body.return_token_strs else None
@@ -231,7 +233,7 @@ async def load_reft_adapter(body: LoadRequest, request: Request) -> Response:
 
     def read() -> tuple[Any, Any]:
         folder: Path = allowed_path(body.reft_path, service.settings.allowed_folders)
-        return read_adapter(folder, limit=service.settings.max_adapter_bytes), read_style(folder)
+        return read_adapter(folder, limit=service.settings.max_adapter_bytes), style_of(folder, name=body.reft_name)
 
     # one at a time: each may take as much memory as max_adapter_bytes
     async with service.admission:

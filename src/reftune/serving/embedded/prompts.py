@@ -5,20 +5,21 @@ Must not know: HTTP, batches.
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...data import encode_prompt
-from ...data.style import STYLE_FILE, PromptStyle
+from ...data.style import STYLE_FILE, STYLES, PromptStyle
 from ...errors import DataError, ReftuneError
-from ..adapters import AdapterError
 
-__all__ = ["PromptReader", "PromptTooLong", "context_length", "read_style"]
+__all__ = ["PromptReader", "PromptTooLong", "context_length", "style_of"]
+
+logger = logging.getLogger("reftune.serving")
 
 NO_LIMIT = 4096
-STYLE_LIMIT = 1 << 16
 
 
 class PromptTooLong(ReftuneError):
@@ -35,26 +36,20 @@ class PromptReader:
         # tokenizers complain when two threads set them up at once
         self._lock = threading.Lock()
 
-    def chat(self, messages: Sequence[Mapping[str, str]], style: PromptStyle | None) -> list[int]:
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        style: PromptStyle | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
         """The prompt of a conversation that the model is to answer.
-
-        An adapter of the style `messages` gets the system turn that it was trained with, unless the request has one;
-        one of another style has prompts without turns, so that only one question can be put to it.
 
         Raises:
             ReftuneError: the conversation cannot be put as a prompt of this adapter.
         """
-        record: dict[str, Any] = {"messages": [dict(message) for message in messages]}
-        if style is not None and style.style == "messages":
-            if style.system is not None and all(message["role"] != "system" for message in messages):
-                record["messages"].insert(0, {"role": "system", "content": style.system})
-        elif style is not None:
-            if [message["role"] for message in messages] != ["user"]:
-                raise DataError(
-                    f"this adapter's prompts are of the style {style.style!r}, which has no turns: send one message "
-                    "of the role 'user', or use /v1/completions"
-                )
-            record = style.record(messages[0]["content"])
+        record = (style or PromptStyle("messages")).conversation(messages)
+        if tools:
+            record["tools"] = list(tools)
         return self._encode(record)
 
     def text(self, text: str) -> list[int]:
@@ -96,6 +91,24 @@ class PromptReader:
             return encode_prompt(record, self.tokenizer)
 
 
+def style_of(folder: Path, *, name: str) -> PromptStyle | None:
+    """How the prompts of the adapter in a folder were written; where nothing says, what is done instead is logged.
+
+    Raises:
+        DataError: its `reftune.json` cannot be used.
+    """
+    style = PromptStyle.read(folder)
+    if style is None:
+        logger.warning(
+            "the adapter %r has no %s, which says how its prompts were written: chats are put by the chat template; to "
+            'choose, put the file beside the adapter, such as {"style": "prompt"} (%s)',
+            name,
+            STYLE_FILE,
+            ", ".join(STYLES),
+        )
+    return style
+
+
 def context_length(config: Any) -> int:
     """Most tokens that a model can take, from its configuration; some have no limit, and get one."""
     text = config.get_text_config()
@@ -104,18 +117,3 @@ def context_length(config: Any) -> int:
         if isinstance(found, int) and found > 1:
             return found
     return NO_LIMIT
-
-
-def read_style(folder: Path) -> PromptStyle | None:
-    """How the adapter's prompts were written, None if nothing says.
-
-    Raises:
-        AdapterError: the file cannot be read.
-    """
-    path = folder / STYLE_FILE
-    try:
-        if path.is_file() and path.stat().st_size > STYLE_LIMIT:
-            raise AdapterError(f"{str(path)!r} has more than {STYLE_LIMIT} bytes")
-        return PromptStyle.read(folder)
-    except (DataError, OSError, RecursionError) as error:
-        raise AdapterError(f"{str(path)!r} cannot be read: {error}") from error

@@ -26,7 +26,7 @@ from .bank import load_to
 from .engine import Engine, EngineOptions
 from .gate import Gate
 from .metrics import Metrics
-from .prompts import PromptReader, context_length, read_style
+from .prompts import PromptReader, context_length, style_of
 from .settings import ServeSettings
 
 __all__ = ["EmbeddedServer", "build", "run"]
@@ -156,4 +156,4 @@ def load_module(service: Service, module: ReftModule) -> None:
                 f"the adapter {module.name!r}: {module.path!r} is neither a folder nor to be had from the Hub"
             ) from error
     files = read_adapter(folder, limit=service.settings.max_adapter_bytes)
-    service.engine.load(module.name, files, style=read_style(folder)).result()
+    service.engine.load(module.name, files, style=style_of(folder, name=module.name)).result()
