@@ -47,9 +47,9 @@ class Rows(NamedTuple):
         return Rows([t[:n] for t, n in zip(self.tokens, self.prompts, strict=True)], self.prompts)
 
     def of_one_length(self) -> Rows:
-        """The beginnings of the rows, so that none is padded."""
+        """The ends of the rows, so that none is padded."""
         n = min(map(len, self.tokens))
-        return Rows([tokens[:n].clone() for tokens in self.tokens], [min(self.prompts)] * len(self.tokens))
+        return Rows([tokens[-n:].clone() for tokens in self.tokens], [min(self.prompts)] * len(self.tokens))
 
     def labels(self, side: str) -> Tensor:
         """Labels of the responses."""

@@ -63,6 +63,8 @@ SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_sta
 ALWAYS = ("head_dim", "num_key_value_heads")
 FULL_ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8}
+NEMOTRON = {"mamba_num_heads": 8, "mamba_head_dim": 8}
+ZAMBA = {"attention_hidden_size": 64, "attention_head_dim": 16}
 # By model type, fields that win.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {**MAMBA2, "attn_layer_indices": [1]},
@@ -82,9 +84,14 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     },
     "xlm": {"emb_dim": WIDTH, "n_words": VOCAB},
     "flaubert": {"emb_dim": WIDTH, "n_words": VOCAB},
-    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"]},
+    "zamba": {"num_hidden_layers": 3, "layers_block_type": ["mamba", "hybrid", "hybrid"], **ZAMBA},
     "zaya": {"num_experts_per_tok": 1},
     "ctrl": {"dff": 64},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_hidden_layers": 2, "lru_width": WIDTH},
+    "nemotron_h": {**NEMOTRON, "layers_block_type": ["mamba", "attention"]},
+    "xmod": {"default_language": "en_XX"},
+    "xlstm": {"chunk_size": 16},
     "gemma4_text": {"global_head_dim": 8},
     "gemma4_unified_text": {"global_head_dim": 8},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -97,7 +104,13 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "dbrx": {"max_seq_len": 128, "attn_config": {"rope_theta": 10000.0, "kv_n_heads": 2, "clip_qkv": 8}},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
     "cohere_compass_text": {"layer_types": ["full_attention"] * LAYERS, "rope_parameters": FULL_ROPE},
-    "qwen4_exp_text": {"indexer_budget": 8, "indexer_compress_ratio": 2},
+    "qwen4_exp_text": {
+        "indexer_budget": 8,
+        "indexer_n_heads": 4,
+        "indexer_kv_heads": 2,
+        "indexer_head_dim": 8,
+        "indexer_compress_ratio": 2,
+    },
     "gemma3n_text": {"hidden_size_per_layer_input": 8, "laurel_rank": 4},
     "speecht5": {"conv_dim": [32] * 7, "num_conv_pos_embeddings": 16},
 }

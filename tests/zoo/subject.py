@@ -52,6 +52,8 @@ class Subject:
     model: Any = None
     blocks: list[str] = field(default_factory=list)
     places: list[Place] = field(default_factory=list)
+    sides: tuple[str, ...] = ("left", "right")
+    """Where rows are padded."""
     loss_fails: bool = False
     """Whether the base itself cannot compute a loss of text alone."""
     kept: dict[Any, Any] = field(default_factory=dict)
@@ -87,6 +89,10 @@ class Subject:
         # PEFT's wrapper of sequence-to-sequence models knows tokens only
         task = self.task if self.of_text else None
         return ReftConfig(r=2, positions=positions, layers=layers, init="random", task_type=task)
+
+    def __post_init__(self) -> None:
+        if not self.of_text:
+            self.sides = ("left",)
 
     def adapt(self) -> None:
         """Make all adapters, on a copy of the base."""

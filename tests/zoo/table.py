@@ -31,11 +31,11 @@ Which classes of transformers an adapter works on. A test builds a tiny random m
 adapters on it and watches what they do. This page is written by that test: `python -m tests.zoo.table` writes it anew,
 and the test fails where the page is not what it finds.
 
-- **right**: the edited tokens were exactly those that the [positions](positions.md) name: `f1+l1`, `l1`, `prompt`, `all`
-  and `response` at the first block of each stack, `f1+l1` at every other; in rows padded left and right, with labels,
-  with `prompt_length` and with neither, and in every step of `generate`, with a cache and without. Also: a padded row
-  computes what the row alone does, `generate` with a cache what it does without, a mixed batch (`adapter_names`) what
-  each adapter does alone, and an adapter that was saved and loaded again the same bits.
+- **right**: the edited tokens were exactly those that the [positions](positions.md) name: `f1+l1`, `l1`, `prompt`,
+  `all` and `response` at the first block of each stack, `f1+l1` at every other; in rows padded left and right, with
+  labels, with `prompt_length` and with neither, and in every step of `generate`, with a cache and without. Also: a
+  padded row computes what the row alone does, `generate` with a cache what it does without, a mixed batch
+  (`adapter_names`) what each adapter does alone, and an adapter that was saved and loaded again the same bits.
 - **refused**: `get_peft_model` stops with the message shown, which says what to do instead.
 - **not tried**: no tiny model could be built by the general recipe of the test, or it could not be called with text (or
   sound) alone; the reason is shown. Nothing is known of these classes: see which tokens your adapter edits before you
@@ -43,8 +43,8 @@ and the test fails where the page is not what it finds.
 - **wrong**: a known fault. Do not use it.
 
 A note that "the base's own logits differ" is about the model without an adapter: it computes something else by itself
-when it is padded so, or has a cache. There, logits are not expected to agree more than the base's, and the edited tokens
-are compared as everywhere. Models of pictures and text are tried with text alone.
+when it is padded so, or has a cache. There, logits are not expected to agree more than the base's, and the edited
+tokens are compared as everywhere. Models of pictures and text are tried with text alone.
 """
 
 

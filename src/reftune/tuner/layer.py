@@ -389,9 +389,11 @@ def edit_output(name: str, module: nn.Module, args: Any, output: Any) -> Any:
     assert isinstance(layer, ReftLayer)
     if layer.rests:
         return output
-    if isinstance(output, tuple):
-        return (layer.edit(output[0]), *output[1:])
-    return layer.edit(output)
+    if not isinstance(output, (tuple, list)):
+        return layer.edit(output)
+    parts = (layer.edit(output[0]), *output[1:])
+    # as its kind: some blocks return lists, some tuples with names
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def edit_input(name: str, part: slice, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
