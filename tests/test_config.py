@@ -7,11 +7,21 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from peft import PeftConfig, TaskType
 
 from reftune import INTERVENTIONS, ReftConfig
-from reftune.config import COMPONENTS, INITS, TIES, ReftGroup, resolve_layers
+from reftune.config import (
+    COMPONENTS,
+    INITS,
+    TIES,
+    ReftGroup,
+    refuse_patterns,
+    resolve_layers,
+)
+from reftune.values import literal_paths, literal_regex
 
 EVERY_FIELD = {
     "task_type": TaskType.CAUSAL_LM,
@@ -65,12 +75,40 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
         {"subspaces": ((0, 1), (2, 3)), "active_subspaces": (0,)},
         {"groups": ({"layers": (1, 2)}, {"layers": range(3, 5), "subspaces": ((0,), (1, 2, 3))})},
         {"intervention": "consreft"},
+        {"modules_to_save": "lm_head"},
+        {"modules_to_save": ("a", "b")},
+        {"modules_to_save": {"b", "a"}},
+        {"layers": {2, 1}},
+        {"r": np.int64(2), "layers": np.array([0, 1]), "dropout": np.float32(0.5), "init_weights": np.bool_(True)},
+        {"layers": [np.int64(1), np.float64(0.5), torch.tensor(3)], "target_modules": None},
+        {"subspaces": np.array([[0, 1], [2, 3]]), "active_subspaces": np.arange(1), "positions": np.str_("f1")},
+        {"groups": [{"r": np.int32(3), "layers": torch.arange(2)}]},
+        {"target_modules": np.array(["a", "b"]), "exclude_modules": (np.str_("c"),)},
     ],
 )
 def test_forms_of_lists_come_back(given: dict[str, Any], tmp_path: Path) -> None:
     config = ReftConfig(**given)
     config.save_pretrained(str(tmp_path))
     assert PeftConfig.from_pretrained(str(tmp_path)) == config
+
+
+def test_a_text_is_a_list_of_one() -> None:
+    assert ReftConfig(modules_to_save="lm_head").modules_to_save == ["lm_head"]
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    config = ReftConfig(
+        r=np.int64(3), layers=np.array([0, 2]), groups=[{"layers": np.int64(1)}, {"dropout": np.float32(0)}]
+    )
+    assert type(config.r) is int and config.layers == [0, 2] and all(type(layer) is int for layer in config.layers)
+    json.dumps(config.to_dict()["groups"])
+
+
+@pytest.mark.parametrize("text, written", [("L1", "l1"), (" f01 + L7", "f1+l7"), ("Prompt", "prompt")])
+def test_positions_are_saved_in_one_form(text: str, written: str) -> None:
+    config = ReftConfig(positions=text, groups=[{"positions": text}, {"r": 1}])
+    assert config.positions == written and config.groups == [{"positions": written}, {"r": 1}]
+    assert config == ReftConfig(positions=written, groups=[{"positions": written}, {"r": 1}])
 
 
 def test_the_default_is_the_identity_where_there_is_one() -> None:
@@ -165,6 +203,14 @@ WRONG = [
     ("target_modules", 3, "list of names"),
     ("exclude_modules", [3], "list of names"),
     ("modules_to_save", 3, "list of names"),
+    ("modules_to_save", "", "list of names"),
+    ("modules_to_save", ["lm_head", ""], "list of names"),
+    ("target_modules", [""], "list of names"),
+    ("exclude_modules", {"a": 1}, "list of names"),
+    ("groups", "l1", "list of dicts"),
+    ("positions", "f1" + "0" * 9, "1048576"),
+    ("component", "attention_head[1234567]", "attention_head[i]"),
+    ("layers", "1" * 10, "fraction"),
 ]
 
 
@@ -177,6 +223,30 @@ def test_a_wrong_value_is_refused_and_quoted(name: str, bad: Any, valid: str) ->
     assert valid in message
     shown = sorted(bad[0]) if name == "groups" and bad and isinstance(bad, list) and isinstance(bad[0], dict) else bad
     assert (repr(shown) if not isinstance(shown, str) else shown) in message
+
+
+def nested(depth: int) -> list[Any]:
+    found: list[Any] = [1]
+    for _ in range(depth):
+        found = [found]
+    return found
+
+
+@pytest.mark.parametrize(
+    "bad", [nested(500), nested(100_000), 10**5000, [[10**5000]]], ids=["500", "100000", "int", "ints"]
+)
+@pytest.mark.parametrize(
+    "name", ["r", "layers", "subspaces", "active_subspaces", "groups", "target_modules", "dropout"]
+)
+def test_what_is_far_too_deep_or_large_is_refused_by_name(name: str, bad: Any) -> None:
+    with pytest.raises(ValueError, match=name) as error:
+        ReftConfig(**{name: bad})
+    assert len(str(error.value)) < 500
+
+
+def test_a_huge_rank_takes_no_room() -> None:
+    with pytest.raises(ValueError, match="not a partition"):
+        ReftConfig(r=2**31 - 1, subspaces=[[0]])
 
 
 @pytest.mark.parametrize("name, bad, valid", [w for w in WRONG if w[0] in {"r", "tie", "positions", "component"}])
@@ -201,6 +271,14 @@ def test_active_subspaces_are_indices_of_subspaces(chosen: Any) -> None:
         ({"positions": "prompt", "tie": "group"}, "use tie='all'"),
         ({"intervention": "red", "subspaces": [[0, 1, 2, 3]]}, "no rank"),
         ({"layers": [1], "target_modules": ["lin0"]}, "both say what is edited"),
+        ({"layers": [1], "target_modules": "q_proj"}, "both say what is edited"),
+        ({"layers": [1], "target_modules": "all-linear"}, "both say what is edited"),
+        ({"layers": [1], "target_modules": r"model\.layers\.\d"}, "both say what is edited"),
+        ({"layers": 0, "target_modules": ["lin0"]}, "both say what is edited"),
+        ({"groups": [{"layers": 0}], "target_modules": "lin0"}, "both say what is edited"),
+        ({"component": "mlp_output", "target_modules": ["lin0"]}, "leave one of the two out"),
+        ({"groups": [{"r": 1}, {"component": "mlp_output"}], "target_modules": "lin0"}, "leave one of the two out"),
+        ({"exclude_modules": ["b"], "target_modules": ["a", "b"]}, r"both name \['b'\]"),
         ({"groups": [{"layers": 1}], "target_modules": ["lin0"]}, "both say what is edited"),
         ({"task_type": "TRANSLATION"}, "Invalid task type"),
     ],
@@ -253,10 +331,60 @@ def test_every_init_is_valid(init: str) -> None:
 )
 def test_layers(layers: Any, count: int, wanted: list[int]) -> None:
     assert resolve_layers(layers, count) == wanted
-    assert ReftConfig(layers=layers).layers == layers
+    assert ReftConfig(layers=layers).layers == ("all" if layers == "ALL " else layers)
 
 
 @pytest.mark.parametrize("layers, message", [(5, "0..4"), (-6, "0..4"), ("1;9", "layer 9"), ([0, -5], "twice")])
 def test_layers_that_the_model_does_not_have(layers: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         resolve_layers(layers, 5)
+
+
+# Patterns of a file ---------------------------------------------------------------------------------------------
+
+HANGS = ".*" * 14 + "z"
+
+
+@pytest.mark.parametrize("paths", [["model.layers.1"], ["h.0.attn", "h.1.attn"], ["lm_head"], ["a-b.0_c"]])
+def test_what_we_write_is_read_as_paths(paths: list[str]) -> None:
+    assert literal_paths(literal_regex(paths)) == paths
+    refuse_patterns(ReftConfig(target_modules=literal_regex(paths), exclude_modules=literal_regex(paths)))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        HANGS,
+        "(a|a)*b",
+        "a.b",
+        "a+",
+        "a|",
+        "|a",
+        "",
+        r"a\.",
+        r"\.a",
+        r"a\\.b",
+        r"\w",
+        "a\nb",
+        "a b",
+        "[a]",
+        "a||b",
+        r"a\|b",
+        "é",
+    ],
+)
+def test_another_regex_is_not_ours(text: str) -> None:
+    assert literal_paths(text) is None
+
+
+@pytest.mark.parametrize("name", ["target_modules", "exclude_modules", "modules_to_save"])
+def test_a_pattern_that_hangs_is_refused_by_name(name: str) -> None:
+    config = ReftConfig(**{name: [HANGS] if name == "modules_to_save" else HANGS})
+    with pytest.raises(ValueError, match=name):
+        refuse_patterns(config)
+
+
+def test_lists_are_names_not_patterns() -> None:
+    refuse_patterns(
+        ReftConfig(target_modules=[HANGS], exclude_modules=[f"{HANGS}+"], modules_to_save=["model.lm_head"])
+    )

@@ -31,10 +31,10 @@ from typer.testing import CliRunner
 
 from reftune import INTERVENTIONS, ReftConfig
 from reftune.cli.app import app
-from reftune.evaluation.report.results import read_results
-from reftune.evaluation.report.summary import method_rows
-from reftune.evaluation.report.tables import main_table
-from reftune.evaluation.study import StudyConfig
+from reftune.comparison.report.results import read_results
+from reftune.comparison.report.summary import method_rows
+from reftune.comparison.report.tables import main_table
+from reftune.comparison.study import StudyConfig
 from reftune.models import convert_smollm2, smollm2_package
 from reftune.training import RunConfig
 from tests.models import tiny_model

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 import socket
 from pathlib import Path
@@ -58,6 +59,30 @@ def test_adapters_of_other_names_are_saved_too(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_weights_never_stand_beside_another_configuration(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(source: Any, target: Any) -> None:
+        if str(target).endswith(".safetensors"):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    def saved(positions: str) -> None:
+        config = ReftConfig(r=2, positions=positions, task_type="CAUSAL_LM")
+        with pytest.raises(KeyboardInterrupt):
+            save_adapter(get_peft_model(text_model(), config), adapter)  # type: ignore[arg-type]
+
+    replace = os.replace
+    before = (adapter / "adapter_model.safetensors").read_bytes()
+    # the same shapes: nothing but the configuration tells them apart
+    monkeypatch.setattr(os, "replace", killed)
+    saved("l2")
+    assert '"l2"' in (adapter / "adapter_config.json").read_text()
+    assert not (adapter / "adapter_model.safetensors").exists()
+    # over the same, what is there stays until the new ones are
+    (adapter / "adapter_model.safetensors").write_bytes(before)
+    saved("l2")
+    assert (adapter / "adapter_model.safetensors").read_bytes() == before
+
+
 def test_a_padding_token_in_any_case(tmp_path: Path) -> None:
     tokenizer = word_tokenizer()
     tokenizer.pad_token = None
@@ -92,6 +117,29 @@ def lose_a_tensor(folder: Path) -> None:
     save_file(tensors, file)
 
 
+def add_tensors(folder: Path, **tensors: torch.Tensor) -> None:
+    file = folder / "adapter_model.safetensors"
+    save_file({**load_file(file), **{f"base_model.model.{k}": v for k, v in tensors.items()}}, file)
+
+
+def write_config(folder: Path, content: str) -> None:
+    (folder / "adapter_config.json").write_text(content)
+
+
+def write_reft(folder: Path, name: str, value: str) -> None:
+    write_config(folder, f'{{"peft_type": "REFT", "{name}": {value}}}')
+
+
+def make_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+def make_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
 def cut_weights(folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
@@ -109,7 +157,36 @@ def cut_config(folder: Path) -> None:
         (lambda folder: edit_config(folder, peft_type="MAGIC"), ["adapter_config.json"]),
         (lambda folder: edit_config(folder, r=3), ["cannot be put on"]),
         (lambda folder: edit_config(folder, positions="x1"), ["'x1'"]),
-        (lose_weights, ["cannot be put on"]),
+        (lose_weights, ["cannot be put on", "no weights", "adapter_model.safetensors is missing"]),
+        (lambda folder: make_folder(folder / "adapter_model.safetensors"), ["not a regular file"]),
+        (lambda folder: make_pipe(folder / "adapter_model.safetensors"), ["not a regular file"]),
+        (lambda folder: make_pipe(folder / "adapter_config.json"), ["holds no adapter_config.json"]),
+        (lambda folder: edit_config(folder, groups=[{"layers": [0]}]), ["model.layers.0", "names others"]),
+        (lambda folder: edit_config(folder, layers=[0], target_modules=None), ["3 tensors", "layers.1"]),
+        (lambda folder: add_tensors(folder, **{"lm_head.weight": torch.ones(97, 32)}), ["lm_head.weight"]),
+        (lambda folder: add_tensors(folder, **{"no.such.weight": torch.ones(1)}), ["1 tensors", "no.such.weight"]),
+        (lambda folder: edit_config(folder, modules_to_save=["lm_head"]), ["lm_head.weight' is missing"]),
+        (lambda folder: edit_config(folder, positions="f9999", tie="none"), ["asks for 9999 or more"]),
+        (lambda folder: edit_config(folder, target_modules=".*" * 14 + "z", layers=None), ["target_modules", "regex"]),
+        (lambda folder: edit_config(folder, exclude_modules="(a+)+$"), ["exclude_modules", "regex"]),
+        (lambda folder: edit_config(folder, modules_to_save=[".*" * 14 + "z"]), ["modules_to_save"]),
+        (lambda folder: edit_config(folder, r=10**9), ["exceeds the width"]),
+        (lambda folder: edit_config(folder, base_model_name_or_path=["a"]), ["base_model_name_or_path", "not a text"]),
+        (lambda folder: edit_config(folder, task_type={"a": 1}), ["task_type", "not a text"]),
+        (lambda folder: write_config(folder, "{}"), ["peft_type=None"]),
+        (lambda folder: write_config(folder, "[]"), ["not a JSON object"]),
+        (lambda folder: write_config(folder, "null"), ["not a JSON object"]),
+        (lambda folder: write_config(folder, "[" * 200_000), ["nested too deep"]),
+        (lambda folder: write_config(folder, '{"r": ' + "9" * 5000 + "}"), ["4300 digits"]),
+        (
+            lambda folder: write_reft(folder, "r", "9" * 4000),
+            ["r has a whole number"],
+        ),
+        (lambda folder: write_config(folder, " " * (2**20 + 1)), ["more than 1048576 bytes"]),
+        (
+            lambda folder: write_reft(folder, "layers", "[" * 500 + "]" * 500),
+            ["nested"],
+        ),
         (lose_a_tensor, ["cannot be put on", "missing adapter keys"]),
         (cut_weights, ["cannot be put on"]),
         (cut_config, ["adapter_config.json"]),
@@ -123,7 +200,7 @@ def test_a_spoilt_adapter_is_told_in_one_line(adapter: Path, spoil: Any, parts: 
     message = str(caught.value)
     assert str(adapter) in message or "x1" in message
     assert all(part in message for part in parts), message
-    assert "\n" not in message
+    assert "\n" not in message and len(message) < 1500
 
 
 def test_base_of_another_width(adapter: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from reftune.errors import PositionError
 from reftune.positions import (
     PositionSpec,
     Segments,
+    chosen_slots,
     first_edited,
     parse_positions,
     segments_from_mask,
@@ -59,6 +60,20 @@ def test_parse_refuses_and_quotes(text: str) -> None:
 def test_parse_refuses_what_is_no_text(value: Any) -> None:
     with pytest.raises(ValueError, match="is not a text"):
         parse_positions(value)
+
+
+@pytest.mark.parametrize("text", ["f1048577", "l2000000", "f1+l99999999999", "f" + "9" * 5000])
+def test_more_tokens_than_any_text_has_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"more than 1048576 tokens; 'prompt' edits") as caught:
+        parse_positions(text)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("text", "written"), [("L1", "l1"), (" F07 + l7", "f7+l7"), ("f0+l2", "l2"), ("PROMPT", "prompt")]
+)
+def test_each_spec_is_written_in_one_way(text: str, written: str) -> None:
+    assert str(parse_positions(text)) == written
 
 
 @given(st.integers(0, 99), st.integers(0, 99))
@@ -191,6 +206,25 @@ def test_each_slot_holds_its_own_token(spec: PositionSpec, rows: list[Row]) -> N
     for b, row in enumerate(rows):
         expected = {i: row.left + t for i, t in slot_tokens(spec.first, spec.last, row.n).items()}
         assert {i: int(found.columns[b, i]) for i in range(spec.count) if found.valid[b, i]} == expected
+
+
+large = st.one_of(st.integers(0, 12), st.just(5000))
+
+
+@settings(max_examples=300)
+@given(st.builds(PositionSpec, st.just("span"), large, large), rows_of_one_width(), st.data())
+def test_a_long_span_takes_no_more_room_than_the_window(spec: PositionSpec, rows: list[Row], data: Any) -> None:
+    past = data.draw(st.integers(0, total_width(rows) - 1))
+    width = data.draw(st.integers(1, total_width(rows) - past))
+    found = slots(spec, known_segments(rows, "lengths"), past, width)
+    chosen = data.draw(st.sampled_from([range(spec.first), range(spec.first, spec.count), range(spec.count)]))
+    kept = chosen_slots(found, chosen, width)
+    assert all(t.shape == (len(rows), min(len(chosen), width)) for t in kept)
+    for b, row in enumerate(rows):
+        tokens = {row.left + t - past for i, t in slot_tokens(spec.first, spec.last, row.n).items() if i in chosen}
+        wanted = sorted(column for column in tokens if 0 <= column < width)
+        assert sorted(kept.columns[b][kept.valid[b]].tolist()) == wanted
+        assert set(kept.rows[b].tolist()) <= {b}
 
 
 @settings(max_examples=300)

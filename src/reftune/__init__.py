@@ -12,7 +12,7 @@ from .positions import PositionSpec, parse_positions
 from .tuner import ReftLayer, ReftModel, register
 
 if TYPE_CHECKING:
-    from .data import ReftCollator, build_dataset, encode_prompt, load_records, tokenize_record
+    from .data import PromptStyle, ReftCollator, build_dataset, encode_prompt, load_records, tokenize_record
     from .generation import generate_texts
     from .training import ReftTrainer
 
@@ -24,6 +24,7 @@ __all__ = [
     "MissingExtraError",
     "PositionError",
     "PositionSpec",
+    "PromptStyle",
     "ReftCollator",
     "ReftConfig",
     "ReftLayer",
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for: `import reftune` must not cost what Trainer costs.
 _LATER = {
+    "PromptStyle": ".data",
     "ReftCollator": ".data",
     "ReftTrainer": ".training",
     "build_dataset": ".data",

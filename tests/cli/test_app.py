@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
+from pathlib import Path
 
 import pytest
 
 from reftune import cli
 from reftune.cli import app as application
-from tests.cli.conftest import Command
+from tests.cli.conftest import Command, assert_user_error
 
 COMMANDS = ("demo", "train", "generate", "chat", "eval", "compare", "judge", "memorise", "show")
 
@@ -111,3 +112,22 @@ def test_libraries_are_quiet_before_they_are_imported(monkeypatch: pytest.Monkey
     assert [str(warning.message) for warning in caught] == ["mind this"]
     assert not logging.getLogger("bitsandbytes").isEnabledFor(logging.WARNING)
     assert logging.getLogger("reftune").isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("train", "--model", "none", "--data", "none.jsonl"),
+        ("eval", "none", "--tasks", "boolq"),
+        ("compare", "--model", "none", "--tasks", "boolq"),
+        ("judge", "none.json", "--reference", "none.json", "--endpoint", "http://localhost:1", "--model", "none"),
+        ("memorise", "--model", "none", "--text", "random"),
+        ("demo",),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_an_output_that_is_a_file_is_told_first(reftune: Command, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    file = tmp_path / "out"
+    file.write_text("mine")
+    assert_user_error(reftune(*arguments, "--output", file), "out' is a file, not a folder")
+    assert file.read_text() == "mine"

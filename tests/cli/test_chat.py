@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from reftune.cli import chat as command
+from reftune.data.style import PromptStyle
 from tests.cli.conftest import Command, assert_user_error
 from tests.training.text_models import PAIRS
 
@@ -58,6 +59,16 @@ def test_memory_without_a_conversation_says_so(reftune: Command, adapter: Path, 
     (copy / "reftune.json").write_text('{"style": "prompt"}')
     outcome = reftune("chat", copy, "--memory", "--max-new-tokens", 1, stdin=ONE)
     assert "--memory has no effect" in outcome.err
+
+
+def test_the_style_can_be_chosen(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    PromptStyle("prompt").write(copy)
+    bare = answers(reftune, copy, ONE)
+    (copy / "reftune.json").unlink()
+    assert answers(reftune, copy, ONE, more=("--prompt-style", "prompt")) == bare != answers(reftune, adapter, ONE)
+    outcome = reftune("chat", copy, "--max-new-tokens", 1, stdin=ONE)
+    assert "has no reftune.json" in outcome.err and "--prompt-style" in outcome.err
 
 
 def test_plain_output_is_one_line_an_answer(reftune: Command, adapter: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import shutil
 from pathlib import Path
@@ -12,6 +13,10 @@ import pytest
 from rich.console import Console
 
 from reftune.cli.output import say
+from reftune.data.style import STYLES, PromptStyle
+from reftune.evaluation.tasks import TASKS
+from reftune.generation import generate_texts
+from reftune.models import load_adapter
 from tests.cli.conftest import Command, assert_user_error
 from tests.training.text_models import CHATS, PAIRS
 
@@ -85,7 +90,75 @@ def test_without_a_style_file_a_chat_template_decides(reftune: Command, adapter:
     copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
     (copy / "reftune.json").unlink()
     common = ("--json", "--max-new-tokens", 4, *flags(PROMPTS[:2]))
-    assert outputs(reftune("generate", copy, *common)) == outputs(reftune("generate", adapter, *common))
+    outcome = reftune("generate", copy, *common)
+    assert outputs(outcome) == outputs(reftune("generate", adapter, *common))
+    told = " ".join(outcome.err.split())
+    assert "has no reftune.json" in told and "by the chat template" in told
+    assert "--prompt-style instruction or prompt" in told
+    assert outcome.err.count("reftune.json") == 1
+
+
+def test_the_style_can_be_chosen(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    common = ("--json", "--max-new-tokens", 4, *flags(PROMPTS[:2]))
+    for style in STYLES:
+        PromptStyle(style).write(copy)
+        as_trained = outputs(reftune("generate", copy, *common))
+        (copy / "reftune.json").unlink()
+        outcome = reftune("generate", copy, *common, "--prompt-style", style)
+        assert outputs(outcome) == as_trained and "reftune.json" not in outcome.err
+    outcome = reftune("generate", copy, *common, "--prompt-style", "prompt", "--raw")
+    assert outputs(outcome) == outputs(reftune("generate", copy, *common, "--raw"))
+    assert reftune("generate", copy, *common, "--prompt-style", "messages", "--raw").code == 2
+    # of records the file itself says how they are put
+    (tmp_path / "a.jsonl").write_text(json.dumps(CHATS[0]))
+    assert "reftune.json" not in reftune("generate", copy, "-f", tmp_path / "a.jsonl", "--max-new-tokens", 1).err
+
+
+@pytest.mark.parametrize("content", ['{"system": 5}', '["prompt"]', '{"style": "prompt", "system": "x"}', "[" * 50_000])
+def test_every_command_refuses_a_style_that_cannot_be(
+    reftune: Command, adapter: Path, base: Path, tmp_path: Path, content: str
+) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    (copy / "reftune.json").write_text(content)
+    for command in (
+        ("generate", copy, "-p", "w1"),
+        ("generate", copy, "-p", "w1", "--raw"),
+        ("chat", copy),
+        ("show", copy),
+        ("eval", copy, "--tasks", "boolq", "--data-dir", task_data(tmp_path), "--output", tmp_path / "eval"),
+    ):
+        assert_user_error(reftune(*command, **({"stdin": "w1"} if command[0] == "chat" else {})), "reftune.json")
+
+
+def task_data(folder: Path) -> Path:
+    """One row of a task."""
+    source = TASKS["boolq"].sources["test"]
+    (folder / source.file).parent.mkdir(parents=True, exist_ok=True)
+    row = json.dumps({"instruction": "w1", "input": "", "output": "w2", "answer": "true"})
+    (folder / source.file).write_bytes(gzip.compress(row.encode()))
+    return folder
+
+
+def test_tools_of_a_record_reach_the_template(reftune: Command, adapter: Path, base: Path, tmp_path: Path) -> None:
+    knows = Path(shutil.copytree(base, tmp_path / "base"))
+    template = knows / "chat_template.jinja"
+    template.write_text("{% for t in tools or [] %}{{ t.name }} {% endfor %}" + template.read_text())
+    record = {"messages": [{"role": "user", "content": "w1 w2"}], "tools": [{"name": "w5 w6 w7"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(record))
+    (tmp_path / "b.jsonl").write_text(json.dumps({"messages": record["messages"]}))
+    ask = ("generate", adapter, "--base", knows, "--json", "--max-new-tokens", 6, "--file")
+    model, tokenizer = load_adapter(adapter, base=str(knows))
+    expected = generate_texts(model, tokenizer, ["w5 w6 w7 <user> w1 w2 <assistant>"], max_new_tokens=6)
+    assert outputs(reftune(*ask, tmp_path / "a.jsonl")) == expected != outputs(reftune(*ask, tmp_path / "b.jsonl"))
+    lost = reftune("generate", adapter, "--file", tmp_path / "a.jsonl")
+    assert lost.code == 1 and "prompt 1 of 1: the chat template leaves out 'tools'" in lost.err, lost
+
+
+def test_odd_values_in_other_columns_lose_no_answer(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "w1", "note": "\\ud83d", "score": NaN}')
+    outcome = reftune("generate", adapter, "--file", tmp_path / "a.jsonl", "--json", "--max-new-tokens", 2)
+    assert len(outputs(outcome)) == 1
 
 
 def test_sampling(reftune: Command, adapter: Path) -> None:

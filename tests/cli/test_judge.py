@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.cli.conftest import Command, Outcome, assert_user_error
-from tests.evaluation.judge_server import Answered, Asked, prefers_longer, serving
+from tests.evaluation.judge.judge_server import Answered, Asked, prefers_longer, serving
 
 KEY = "sk-very-secret-123"
 ANSWERS = {

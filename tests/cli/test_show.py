@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,18 @@ PIECES = ["<user>", "w1", "w2", "w3", "w4", "w5", "<assistant>"]
 
 def edited(found: dict[str, Any], layer: int) -> list[int]:
     return [token["index"] for token in found["prompt_tokens"] if layer in token["layers"]]
+
+
+def test_the_style_can_be_chosen(reftune: Command, adapter: Path, base: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    (copy / "reftune.json").unlink()
+    outcome = reftune("show", copy, "--prompt", PROMPT, "--json")
+    assert [token["token"] for token in outcome.json["prompt_tokens"]] == PIECES
+    assert "has no reftune.json" in outcome.err
+    for target in (copy, base):
+        outcome = reftune("show", target, "--prompt", PROMPT, "--json", "--prompt-style", "prompt")
+        assert [token["token"] for token in outcome.json["prompt_tokens"]] == PIECES[1:-1]
+        assert outcome.err == ""
 
 
 def test_adapter(reftune: Command, adapter: Path) -> None:

@@ -32,6 +32,10 @@ def test_kind_is_found(record: dict[str, Any], kind: Kind) -> None:
     assert check_record(record) is kind
 
 
+def calling(calls: Any) -> dict[str, Any]:
+    return {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": calls}]}
+
+
 @pytest.mark.parametrize(
     ("record", "needle"),
     [
@@ -59,6 +63,21 @@ def test_kind_is_found(record: dict[str, Any], kind: Kind) -> None:
         ({"messages": ["hello", ANSWER]}, "message 1 of 'messages' must be an object"),
         ({"messages": [{"content": "x"}, ANSWER]}, "message 1 of 'messages' needs a 'role' string, not null"),
         ({"messages": [USER, {"role": "assistant"}]}, "message 2 of 'messages' needs a 'content' string"),
+        (calling("weather"), "'tool_calls' of message 2 of 'messages' must be a list of calls, not str 'weather'"),
+        (calling([{"id": "1"}]), "'tool_calls' of message 2 of 'messages' has dict {'id': '1'}; a call is an object"),
+        (calling([{"function": {"name": "f", "arguments": "{x"}}]), "'arguments' in 'tool_calls' of message 2 of"),
+        (calling([{"name": "f", "arguments": [1]}]), "must be an object, not list [1]"),
+        ({"messages": [USER, ANSWER], "tools": 5}, "'tools' must be a list of objects or absent, not int 5"),
+        ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "'tools' must be a list of objects"),
+        ({"messages": [USER, ANSWER], "tools": "[{"}, "'tools' is a text that is not JSON"),
+        ({"messages": [USER, ANSWER], "chat_template_kwargs": [1]}, "'chat_template_kwargs' must be an object"),
+        ({"prompt": "a", "completion": "b", "tools": [{"a": 1}]}, "'tools' is for messages"),
+        (
+            {"instruction": "a", "output": "b", "chat_template_kwargs": {"a": 1}},
+            "'chat_template_kwargs' is for messages",
+        ),
+        ({"messages": [{"role": "us\ud83d", "content": "x"}, ANSWER]}, "'messages' has half a surrogate pair"),
+        ({"prompt": 10**5000, "completion": "b"}, "'prompt' must be a string, not int that cannot be shown"),
         ({}, "columns found: none"),
         (["a"], "must be an object of columns, not list"),
     ],

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from reftune.data import load_records
@@ -89,7 +91,7 @@ def test_foreign_column_of_mixed_types_is_left_out(caplog: pytest.LogCaptureFixt
 
 def test_own_column_of_mixed_types_is_refused() -> None:
     user, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}
-    with pytest.raises(DataError, match="column 'prompt' differs in type"):
+    with pytest.raises(DataError, match=r"column 'prompt' .*type differs between rows"):
         load_records([{"prompt": "a", "completion": "b"}, {"prompt": [user], "completion": [answer]}])
 
 
@@ -112,6 +114,16 @@ GOOD = '{"prompt": "a", "completion": "b"}'
         ("r.csv", "prompt,completion\na,b\na\n", "r.csv, row 2: 1 fields, but the header has 2"),
         ("r.csv", 'prompt,completion\na,b\na,"b\n', "r.csv, row 2: not valid CSV"),
         ("r.csv", "text\nb\n", "r.csv, row 1: columns found: text"),
+        ("r.csv", "prompt,completion,prompt\na,b,c\n", "r.csv, header: the column 'prompt' is there twice"),
+        ("r.jsonl", f'{GOOD}\n{{"x": {"[" * 200_000}', "r.jsonl, line 2: lists or objects are nested too deeply"),
+        ("r.json", f'[{GOOD},\n{GOOD}, {{"x": {"[" * 200_000}', "r.json, row 3: lists or objects are nested too"),
+        ("r.jsonl", f'{GOOD}\n{{"x": {"9" * 5000}}}', "r.jsonl, line 2: a number has more digits than can be read"),
+        ("r.json", f'[{GOOD}, {{"x": {"9" * 5000}}}]', "r.json, row 2: a number has more digits than can be read"),
+        ("r.jsonl", f'{GOOD}\n{{"prompt": "a", "prompt": "b"}}', "r.jsonl, line 2: the key 'prompt' is there twice"),
+        ("r.json", f'[{GOOD}, {{"prompt": "a", "prompt": "b"}}]', "r.json, row 2: the key 'prompt' is there twice"),
+        ("r.jsonl", f'{GOOD}\n{{"prompt": NaN, "completion": "b"}}', "r.jsonl, line 2: 'prompt' must be a string, not"),
+        ("r.jsonl", f'{GOOD}\n{{"prompt": "a\0", "completion": "b"}}', "r.jsonl, line 2: not valid JSON"),
+        ("r.jsonl", f'{GOOD}\n{{"prompt": "\\ud83d", "completion": "b"}}', "r.jsonl, line 2: 'prompt' has half a"),
         ("r.json", "", "r.json: no rows"),
         ("r.json", "[]", "r.json: no rows"),
         ("r.jsonl", "\n\n", "r.jsonl: no rows"),
@@ -127,6 +139,25 @@ def test_error_names_file_and_row(tmp_path: Path, name: str, text: str, needle: 
         load_records(path)
     assert needle in str(error.value)
     assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("r.csv", f'prompt,completion\n"{"a b, " * 40_000}",b\n'),
+        ("r.csv", "\ufeffprompt,completion\na\0,1\n"),
+        ("r.jsonl", f"\ufeff{GOOD}"),
+        ("r.json", f"\ufeff[{GOOD}]"),
+        ("r.jsonl", '{"prompt": "a\\u0000", "completion": "b", "score": NaN}'),
+        ("r.jsonl", f'{{"prompt": "a", "completion": "b", "x": {"[" * 900}{"]" * 900}}}'),
+        ("r.jsonl", '{"prompt": "a", "completion": "b", "\\ud83d": 1, "x": 123456789012345678901234567890}'),
+    ],
+)
+def test_what_is_harmless_works(tmp_path: Path, name: str, text: str) -> None:
+    limit = csv.field_size_limit()
+    loaded = load_records(_write(tmp_path / name, text))
+    assert len(loaded) == 1 and set(loaded.column_names) >= {"prompt", "completion"}
+    assert csv.field_size_limit() == limit
 
 
 def test_all_unusable_rows_are_counted() -> None:
@@ -149,6 +180,21 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
     (tmp_path / "short.jsonl.gz").write_bytes(gzip.compress(GOOD.encode())[:-9])
     with pytest.raises(DataError, match="cannot be read"):
         load_records(tmp_path / "short.jsonl.gz")
+
+
+def test_parquet_that_is_cut_or_odd(tmp_path: Path) -> None:
+    whole = _parquet(ROWS)
+    for data in (whole[:-50], whole[:100], b"", whole[:20] + b"\xff" * 40 + whole[60:]):
+        with pytest.raises(DataError, match=r"r\.parquet: not a parquet file, or not a whole one"):
+            load_records(_write(tmp_path / "r.parquet", data))
+    columns = {"prompt": pa.array(["a"]), "completion": pa.array(["b"])}
+    twice = pa.Table.from_arrays([*columns.values(), pa.array(["c"])], [*columns, "prompt"])
+    pyarrow.parquet.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"twice\.parquet, header: the column 'prompt' is there twice"):
+        load_records(tmp_path / "twice.parquet")
+    odd = pa.table({**columns, "map": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64()))})
+    pyarrow.parquet.write_table(odd, tmp_path / "odd.parquet")
+    assert load_records(tmp_path / "odd.parquet").to_list() == [{"prompt": "a", "completion": "b"}]
 
 
 def test_parquet_row(tmp_path: Path) -> None:

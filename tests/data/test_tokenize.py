@@ -246,9 +246,14 @@ def test_nested_values_reach_the_template_as_they_were(chat: PreTrainedTokenizer
     chat.chat_template = "{% for m in messages %}{{ m.content }}{{ m.tool_calls | tojson }}</s>{% endfor %}"
     chat.chat_template = chat.chat_template.replace("m.tool_calls", "m.tool_calls | default([])")
     rows = [
-        {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"arguments": {key: "b"}}]}]}
+        {
+            "messages": [
+                USER,
+                {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {key: "b"}}]},
+            ]
+        }
         for key in ("a", "c")
     ]
     for row, key in zip(build_dataset(rows, chat), "ac", strict=True):
         text = _decode(chat, row["input_ids"][row["prompt_length"] :])
-        assert text == f'[{{"arguments": {{"{key}": "b"}}}}]'
+        assert text == f'[{{"name": "f", "arguments": {{"{key}": "b"}}}}]'

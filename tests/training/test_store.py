@@ -13,6 +13,7 @@ import torch
 from transformers import TrainerCallback
 
 import reftune.training.store as store_module
+from reftune.training.reuse import FrozenPrefix
 from reftune.training.store import GB, DiskStore, Entry, MemoryStore, choose_store
 from tests.models import tiny_model
 from tests.training.fast_models import (
@@ -132,11 +133,12 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monkey
     assert_holds(DiskStore(tmp_path), {**some, **entries(3, seed=1)})
 
 
-def test_a_broken_file_is_removed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"not whole", b"", bytes(100)])
+def test_a_broken_file_is_removed(tmp_path: Path, content: bytes) -> None:
     store = DiskStore(tmp_path)
     store.add(entries(4))
     store.close(keep=True)
-    (tmp_path / "abc.safetensors").write_bytes(b"not whole")
+    (tmp_path / "abc.safetensors").write_bytes(content)
     assert_holds(DiskStore(tmp_path), entries(4))
     assert len(files_below(tmp_path)) == 1
 
@@ -239,15 +241,19 @@ def test_an_interrupted_run_finds_its_entries_again(tmp_path: Path) -> None:
     assert files_below(tmp_path) == []
 
 
+def stop_after(count: int) -> Callable[[int, int], None]:
+    def stop(done: int, total: int) -> None:
+        if done > count:
+            raise KeyboardInterrupt
+
+    return stop
+
+
 def test_an_interrupted_fill_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reftune.training.reuse.FILL_TOKENS", 20)
 
-    def stop(done: int, total: int) -> None:
-        if done > 5:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        trainer_of(tmp_path, max_steps=3, more={**ON_DISK, "on_fill": stop}).train()
+        trainer_of(tmp_path, max_steps=3, more={**ON_DISK, "on_fill": stop_after(5)}).train()
     told: list[int] = []
     more = {**ON_DISK, "on_fill": lambda done, total: told.append(done)}
     found = course_of(trainer_of(tmp_path, max_steps=3, more=more))
@@ -265,6 +271,58 @@ def test_without_room_there_is_no_reuse(
     said = off_lines(caplog)
     assert len(said) == 1 and "fit neither in memory (limit 0.0 GB; reuse_limit_gb) nor on the disk" in said[0]
     assert not on_lines(caplog) and files_below(tmp_path) == []
+
+
+def full(tensors: Any, path: str) -> None:
+    Path(path).write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_disk_that_fills_up_meanwhile_only_ends_the_reuse(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "save_file", full)
+    assert_same(course_of(trainer_of(tmp_path, max_steps=3, more=ON_DISK)), plain_course(adapted(), ROWS, steps=3))
+    assert "cannot be written: No space left on device" in off_lines(caplog)[0]
+    assert files_below(tmp_path) == []
+
+
+def test_an_interruption_stays_one_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = DiskStore(tmp_path)
+    store.add(entries(2))
+    monkeypatch.setattr(store_module, "save_file", full)
+    store.close(keep=True)
+    assert files_below(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_is_a_reason(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("")
+    found = str(choose_store(10**9, device=CPU, folder=tmp_path / "a" / "0", limit_gb=0.0))
+    assert "do not fit in memory" in found and "is a file, not a folder" in found
+
+
+def test_what_is_computed_together_does_not_depend_on_what_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a run that was killed would end in other bits.  Three of the longest rows are taken at once here."""
+    monkeypatch.setattr("reftune.training.reuse.FILL_TOKENS", 60)
+    monkeypatch.setattr("reftune.training.reuse.call_tokens", lambda device: 1)
+    monkeypatch.setattr(store_module, "SHARD_BYTES", 1)
+    parts, record = list[tuple[int, ...]](), FrozenPrefix._record
+
+    def recorded(self: Any, rows: Any, starts: Any) -> Any:
+        parts.append(tuple(hash(tuple(row.ids)) for row in rows))
+        return record(self, rows, starts)
+
+    monkeypatch.setattr(FrozenPrefix, "_record", recorded)
+    trainer_of(tmp_path / "whole", max_steps=1, more=ON_DISK).train()
+    whole = list(parts)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer_of(tmp_path / "part", max_steps=1, more={**ON_DISK, "on_fill": stop_after(2)}).train()
+    parts.clear()
+    trainer_of(tmp_path / "part", max_steps=1, more=ON_DISK).train()
+    assert len(parts) < len(whole) and set(parts) <= set(whole)
 
 
 # --- what entries on disk are found again for ------------------------------------------------------------------------

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reftune import ReftConfig
+from reftune.positions import PositionSpec, parse_positions
 from reftune.tuner.sites import find_root
 from tests.models import random_tokens
 
@@ -133,3 +135,37 @@ def test_groups_at_different_layers() -> None:
     model = adapted(groups=[{"positions": "f1", "layers": [0]}, {"positions": "l1", "layers": [1]}])
     found = {layer: list(block.hidden_edit.groups["default"]) for layer, block in enumerate(blocks(find_root(model)))}
     assert {layer: [g.positions for g in groups] for layer, groups in found.items()} == {0: ["f1"], 1: ["l1"]}
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor of numbers with a point."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for one in found if isinstance(found, (tuple, list)) else [found]:
+            if isinstance(one, Tensor) and one.is_floating_point():
+                self.numel = max(self.numel, one.numel())
+        return found
+
+
+@pytest.mark.parametrize("adapter_names", [None, ["default", "__base__"]])
+@pytest.mark.parametrize("tie", ["all", "group"])
+@pytest.mark.parametrize("text", ["f100000+l3", "f2+l100000", "f100000+l100000"])
+def test_a_long_span_edits_the_right_tokens_in_little_room(text: str, tie: str, adapter_names: Any) -> None:
+    spec = parse_positions(text)
+    # on prompts as short as these, 100 tokens are as many as 100,000
+    short = adapted(positions=str(PositionSpec("span", min(spec.first, 100), min(spec.last, 100))), tie=tie)
+    long = adapted(positions=text, tie=tie)
+    rows = [tuple(random_tokens(1, length)[0].tolist()) for length in (9, 4)]
+    given = {**arguments(pad(rows, "left"), mask_of(rows, "left")), "prompt_length": [8, 3]}
+    names = {} if adapter_names is None else {"adapter_names": adapter_names}
+    with torch.no_grad():
+        wanted = short(**given, **names).logits
+        with Largest() as seen:
+            found = long(**given, **names).logits
+        base = long.unload()(**arguments(pad(rows, "left"), mask_of(rows, "left"))).logits
+    assert (found - wanted).abs().max() < 1e-9
+    assert (found - base).abs().max() > 1e-3
+    assert seen.numel < 100_000

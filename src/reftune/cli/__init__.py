@@ -16,9 +16,8 @@ __all__ = ["main"]
 
 def main() -> None:
     """Entry point of the command."""
-    missing = [
-        name for name in ("typer", "rich", "yaml", "datasets", "accelerate") if importlib.util.find_spec(name) is None
-    ]
+    packages = ("typer", "rich", "yaml", "pydantic", "datasets", "accelerate")
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         sys.exit(f"reftune: the command needs {', '.join(missing)}: run `pip install 'reftune[cli]'`")
     _quiet_imports()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..generation import generate_texts
 from ..models import load_adapter
-from .generate import style_for
+from .generate import StyleOption, style_for
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 
 __all__ = ["chat"]
@@ -35,16 +35,17 @@ def chat(
     adapter: Annotated[str, typer.Argument(help="Folder or Hub name of the adapter.")],
     base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    prompt_style: StyleOption = None,
     memory: Annotated[bool, typer.Option(help="Keep earlier turns in the prompt.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     results, progress = consoles(as_json)
     quiet_libraries()
     model, tokenizer = load_adapter(adapter, base=base)
-    style = style_for(adapter, tokenizer)
+    style = style_for(adapter, tokenizer, chosen=prompt_style, console=progress)
     keeps = memory and style.style == "messages"
     if memory and not keeps:
-        say(progress, f"--memory has no effect: this adapter's prompts are of the style {style.style!r}", style="dim")
+        say(progress, f"--memory has no effect: its prompts are of the style {style.style!r}", style="dim")
     turns: list[dict[str, str]] = []
     earlier: list[dict[str, str]] = []
     if sys.stdin.isatty():

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from ..comparison.compare import compare as do_compare
+from ..comparison.compare import results_of
+from ..comparison.report import write_report
+from ..comparison.study import Run, StudyConfig
 from ..errors import ReftuneError
-from ..evaluation.compare import compare as do_compare
-from ..evaluation.compare import results_of
-from ..evaluation.files import read_json, write_json
-from ..evaluation.report import check_report, write_report
-from ..evaluation.study import Run, StudyConfig
+from ..files import check_writable, read_json, write_json
+from ..reporting import check_report
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 from .train import read_yaml
 
@@ -75,6 +76,7 @@ def compare(
     if epochs is not None or seconds is not None:
         values.update(epochs=epochs, seconds=seconds)
     check_report()
+    check_writable(output)
     results, progress = consoles(as_json)
     quiet_libraries()
     line = shlex.join(["reftune", *sys.argv[1:]])

@@ -12,14 +12,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..comparison.classify import classify_rows
 from ..errors import ReftuneError
-from ..evaluation.classify import classify_rows
 from ..evaluation.data import DATA_VARIABLE, task_rows
-from ..evaluation.files import read_json, write_json
-from ..evaluation.pairs import write_alpaca_eval
+from ..evaluation.judge import write_alpaca_eval
 from ..evaluation.runner import TaskResult, evaluate_rows
 from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
 from ..evaluation.tasks.base import Task
+from ..files import check_writable, read_json, write_json
 from ..models import adapter_config, check_model, fingerprint, is_adapter, load_adapter, load_base, refuse_encoder
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 
@@ -63,9 +63,10 @@ def evaluate(
     chosen = parse_tasks(tasks)
     results, progress = consoles(as_json)
     quiet_libraries()
+    folder = output or Path(f"{name_of(adapter)}-eval")
+    check_writable(folder)
     # data first: it is what is most often missing, and a model takes longer to load
     rows = {task.name: task_rows(task, "test", data_dir=data_dir, limit=limit) for task in chosen}
-    folder = output or Path(f"{name_of(adapter)}-eval")
     generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     settings = {"adapter": adapter, "base": base, "dtype": dtype, "generation": generation}
     settings |= {"files": fingerprint(adapter), "base_files": fingerprint(base)}

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from rich.console import Console
 
-from ..data import load_records
-from ..data.style import PromptStyle
+from ..data.records import read_records
+from ..data.style import STYLE_FILE, STYLES, PromptStyle
 from ..errors import ReftuneError
 from ..generation import generate_texts
-from ..models import load_adapter
+from ..models import adapter_style, load_adapter
 from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
 
-__all__ = ["generate", "style_for"]
+__all__ = ["StyleOption", "generate", "style_for"]
+
+StyleOption = Annotated[
+    Literal["messages", "instruction", "prompt"] | None,
+    typer.Option(
+        "--prompt-style",
+        help="How prompts are put: by the chat template, the instruction template, or bare.  [as in training]",
+        show_default=False,
+    ),
+]
+PUT = {"messages": "by the chat template", "instruction": "by the instruction template", "prompt": "as they are"}
 
 EXAMPLE = """Generate answers with an adapter.
 
@@ -26,7 +37,8 @@ Examples:
 
 A file is text with one prompt a line, or JSON, JSONL, CSV or Parquet
 records. Prompts are put as the adapter was trained: by the chat template,
-the instruction template, or bare.
+the instruction template, or bare. Its file reftune.json says how; where there
+is none, --prompt-style does.
 """
 
 
@@ -38,19 +50,24 @@ def generate(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
-    raw: Annotated[bool, typer.Option("--raw", help="Use prompts as they are, without a template.")] = False,
+    prompt_style: StyleOption = None,
+    raw: Annotated[bool, typer.Option("--raw", help="The same as --prompt-style prompt.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
     results, progress = consoles(as_json)
     quiet_libraries()
+    if raw and prompt_style not in (None, "prompt"):
+        raise typer.BadParameter(f"--raw is --prompt-style prompt, but --prompt-style {prompt_style} is given too")
     prompts: list[str | dict[str, Any]] = [*(prompt or [])]
     if file is not None:
         prompts += read_prompts(file)
     if not prompts:
         raise typer.BadParameter("there is nothing to generate from; give --prompt TEXT or --file FILE")
     model, tokenizer = load_adapter(adapter, base=base)
-    style = PromptStyle("prompt") if raw else style_for(adapter, tokenizer)
-    records = [style.record(p) if isinstance(p, str) else p for p in prompts]
+    records: list[Any] = prompts
+    if any(isinstance(p, str) for p in prompts):
+        style = style_for(adapter, tokenizer, chosen="prompt" if raw else prompt_style, console=progress)
+        records = [style.record(p) if isinstance(p, str) else p for p in prompts]
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     with bar(progress, "generating", len(records)) as done:
         texts = generate_texts(
@@ -69,12 +86,22 @@ def generate(
 generate.__doc__ = EXAMPLE
 
 
-def style_for(adapter: str, tokenizer: Any) -> PromptStyle:
-    """As the adapter was trained, if `reftune train` made it; else a chat turn, or the bare text."""
-    known = PromptStyle.read(adapter)
+def style_for(adapter: str, tokenizer: Any, *, chosen: str | None, console: Console) -> PromptStyle:
+    """As the adapter was trained, or as is chosen; where nothing says, a chat turn or the bare text, which is told."""
+    known = adapter_style(adapter)
+    if chosen is not None:
+        return known if known is not None and known.style == chosen else PromptStyle(chosen)
     if known is not None:
         return known
-    return PromptStyle("messages" if tokenizer.chat_template else "prompt")
+    style = PromptStyle("messages" if tokenizer.chat_template else "prompt")
+    others = " or ".join(name for name in STYLES if name != style.style)
+    say(
+        console,
+        f"{adapter!r} has no {STYLE_FILE}, which says how its prompts were written in training: they are put "
+        f"{PUT[style.style]}; if that is wrong, --prompt-style {others} puts them otherwise",
+        style="yellow",
+    )
+    return style
 
 
 def read_prompts(file: Path) -> list[str | dict[str, Any]]:
@@ -84,8 +111,8 @@ def read_prompts(file: Path) -> list[str | dict[str, Any]]:
         ReftuneError: no such file, or nothing in it.
     """
     if file.suffix.lower() not in (".txt", ".text", ".md", ""):
-        records: Any = load_records(str(file), need_response=False)
-        return list(records)
+        # not as a table, which would fill in what other rows have
+        return list(read_records(str(file), need_response=False).records)
     try:
         # utf-8-sig: without the mark that some editors put first; split at line ends only, not at U+2028
         lines = file.read_text(encoding="utf-8-sig").split("\n")
@@ -106,5 +133,5 @@ def _as_text(prompt: str | dict[str, Any]) -> str:
     turns = prompt.get("messages") or prompt.get("prompt") or prompt.get("instruction")
     if isinstance(turns, str):
         return " ".join(part for part in (turns, prompt.get("input")) if part)
-    asked = [turn["content"] for turn in turns or [] if turn.get("role") == "user"]
+    asked = [turn.get("content") for turn in turns or [] if turn.get("role") == "user"]
     return str(asked[-1]) if asked else str(prompt)

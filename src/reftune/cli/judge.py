@@ -11,10 +11,8 @@ from rich.console import Console
 
 from ..errors import ReftuneError
 from ..evaluation.data import sample
-from ..evaluation.endpoint import Endpoint, EndpointError
-from ..evaluation.files import write_json
-from ..evaluation.judge import JudgeResult, judge_pairs
-from ..evaluation.pairs import Pair, pair_up, read_answers
+from ..evaluation.judge import Endpoint, EndpointError, JudgeResult, Pair, judge_pairs, pair_up, read_answers
+from ..files import check_writable, write_json
 from .output import JsonFlag, bar, consoles, emit, say
 
 __all__ = ["judge"]
@@ -58,12 +56,13 @@ def judge(
     as_json: JsonFlag = False,
 ) -> None:
     results, progress = consoles(as_json)
+    folder = output or outputs.with_name(f"{outputs.name.partition('.')[0]}-judged")
+    check_writable(folder)
     answers, others = read_answers(outputs), read_answers(reference)
     pairs, alone = pair_up(answers, others)
     if limit is not None:
         pairs = sample(pairs, limit, seed=0)
     server = Endpoint(endpoint, model, _key(api_key_env), max_tokens=max_tokens or None, timeout=timeout)
-    folder = output or outputs.with_name(f"{outputs.name.partition('.')[0]}-judged")
     file = folder / "judgements.jsonl"
     with bar(progress, "judging", 2 * sum(pair.model != pair.reference for pair in pairs)) as done:
         result = _judged(pairs, server, file, concurrency, done)

@@ -11,14 +11,15 @@ import torch
 import typer
 from rich.table import Table
 
+from ..analysis.memorise import CODEBOOK, TEXTS, Cell, plan_cells, run_cells
+from ..analysis.memorise_report import TITLES, results_of, write_memorised
 from ..config import resolve_layers
 from ..errors import ReftuneError
 from ..evaluation.data import task_rows
-from ..evaluation.memorise import CODEBOOK, TEXTS, Cell, plan_cells, run_cells
-from ..evaluation.memorise_report import TITLES, results_of, write_memorised
-from ..evaluation.report import check_report
 from ..evaluation.tasks.memorisation import MEMORISATION
+from ..files import check_writable
 from ..models import load_base
+from ..reporting import check_report
 from ..tuner import find_stacks
 from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
 
@@ -71,6 +72,7 @@ def memorise(
     results, progress = consoles(as_json)
     quiet_libraries()
     check_report()
+    check_writable(output)
     needs_book = bool(sizes) and set(kinds) != {"random"}
     book = str(task_rows(MEMORISATION, "train", data_dir=data_dir)[0]["text"]) if needs_book else None
     base, tokenizer = load_base(model, dtype=dtype)

@@ -52,9 +52,13 @@ def emit(result: dict[str, Any]) -> None:
     """The one object of --json."""
     if not is_first_process():
         return
-    readable = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
-    json.dump(_finite(result), sys.stdout, ensure_ascii=not readable, allow_nan=False)
-    sys.stdout.write("\n")
+    # records have dates and halves of surrogate pairs in columns that nobody looked at
+    text = json.dumps(_finite(result), ensure_ascii=False, allow_nan=False, default=str)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(json.loads(text))
+    sys.stdout.write(text + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -98,7 +102,9 @@ class TrainingProgress(TrainerCallback):
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.progress.stop()
+        # one that never began would still print an empty line
+        if self.progress.live.is_started:
+            self.progress.stop()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress.start()

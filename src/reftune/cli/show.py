@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from ..config import ReftConfig
-from ..data import encode_prompt
+from ..data import PromptStyle, encode_prompt
 from ..errors import ReftuneError
 from ..models import is_adapter, load_adapter, load_base
 from ..positions import PositionSpec, joint_span, own_slots, segments_of_full_rows, slots
 from ..tuner import ReftLayer
-from .generate import style_for
+from .generate import StyleOption, style_for
 from .output import JsonFlag, consoles, emit, quiet_libraries
 
 __all__ = ["show"]
@@ -56,6 +56,7 @@ def show(
         str, typer.Argument(help="Folder or Hub name of an adapter or of a model.", metavar="ADAPTER|MODEL")
     ],
     prompt: Annotated[str, typer.Option(help="A prompt to mark the edited tokens of.")] = DEFAULT_PROMPT,
+    prompt_style: StyleOption = None,
     base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
     rank: Annotated[int, typer.Option(help="For a model: rank of the configuration.")] = 4,
     layers: Annotated[str, typer.Option(help="For a model: layers of the configuration.")] = "all",
@@ -63,10 +64,16 @@ def show(
     intervention: Annotated[str, typer.Option(help="For a model: Φ of the configuration.")] = "loreft",
     as_json: JsonFlag = False,
 ) -> None:
-    results, _ = consoles(as_json)
+    results, progress = consoles(as_json)
     quiet_libraries()
     if base is not None or is_adapter(target):
         model, tokenizer = load_adapter(target, base=base)
+        if not any(_layers(model)):
+            kinds = ", ".join(str(config.to_dict()["peft_type"]) for config in model.peft_config.values())
+            raise ReftuneError(
+                f"{target!r} is an adapter of the method {kinds}, not of ReFT: it edits no hidden states"
+            )
+        style = style_for(target, tokenizer, chosen=prompt_style, console=progress)
     else:
         # what is wrong with the configuration is told before the model is loaded
         config = ReftConfig(
@@ -76,11 +83,9 @@ def show(
         adapted = get_peft_model(bare, config)
         assert isinstance(adapted, PeftModel)
         model = adapted
-    ids = encode_prompt(style_for(target, tokenizer).record(prompt), tokenizer)
+        style = PromptStyle(prompt_style or ("messages" if tokenizer.chat_template else "prompt"))
+    ids = encode_prompt(style.record(prompt), tokenizer)
     edits = [edit for name, layer in _layers(model) for edit in _edits(name, layer, len(ids))]
-    if not edits:
-        kinds = ", ".join(str(config.to_dict()["peft_type"]) for config in model.peft_config.values())
-        raise ReftuneError(f"{target!r} is an adapter of the method {kinds}, not of ReFT: it edits no hidden states")
     trained = sum(edit.parameters for edit in edits)
     total = sum(p.numel() for name, p in model.named_parameters() if "intervention_" not in name)
     pieces = [str(tokenizer.decode([token])) for token in ids]

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from reftune.data.strict import from_text
 from reftune.errors import DataError
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "MESSAGES",
     "Kind",
     "Record",
+    "check_encodable",
     "check_record",
     "is_conversation",
 ]
@@ -50,13 +52,16 @@ INSTRUCTION = Kind("instruction", "output", ("input",))
 
 # In this order: the first kind whose required columns are all filled wins.
 KINDS = (COMPLETION, MESSAGES, INSTRUCTION)
-COLUMNS = frozenset(name for kind in KINDS for name in (*kind.required, *kind.optional))
+# What a chat template is given beside the messages.
+EXTRAS = {"tools": "a list of objects", "documents": "a list of objects", "chat_template_kwargs": "an object"}
+COLUMNS = frozenset([*EXTRAS, *(name for kind in KINDS for name in (*kind.required, *kind.optional))])
 
 
 def check_record(record: Record, *, need_response: bool = True) -> Kind:
     """The kind of `record`, once its prompt and, where needed, its response are seen to be usable."""
     kind = _kind_of(record)
     _CHECKS[kind](record, need_response)
+    _check_extras(record, chat=kind is MESSAGES or is_conversation(record[kind.prompt]))
     return kind
 
 
@@ -114,7 +119,7 @@ def _check_instruction(record: Record, need_response: bool) -> None:
     if (extra := record.get("input")) is not None:
         if not isinstance(extra, str):
             raise DataError(f"'input' must be a string or absent, not {_described(extra)}")
-        _check_encodable(extra, "input")
+        check_encodable(extra, "'input'")
     if need_response:
         _check_text(record, "output")
 
@@ -126,6 +131,47 @@ _CHECKS: Mapping[Kind, Callable[[Record, bool], None]] = {
 }
 
 
+def _check_extras(record: Record, *, chat: bool) -> None:
+    """What a chat template is given beside the messages; each may be JSON text, as tables have it."""
+    for name, form in EXTRAS.items():
+        if not record.get(name):
+            continue
+        if not chat and name == "documents":
+            continue  # a column of its own, as many tables have it
+        if not chat:
+            raise DataError(
+                f"{name!r} is for messages, which a chat template writes; a prompt of text has no place for it: write "
+                "it into the prompt, or leave the column out"
+            )
+        value = _parsed(record[name], repr(name))
+        objects = value if isinstance(value, (list, tuple)) else [value]
+        if isinstance(value, Mapping) != (form == "an object") or not all(isinstance(o, Mapping) for o in objects):
+            raise DataError(f"{name!r} must be {form} or absent, not {_described(value)}")
+
+
+def _check_calls(calls: object, where: str) -> None:
+    what = f"'tool_calls' of {where}"
+    if not isinstance(calls, (list, tuple)):
+        raise DataError(f"{what} must be a list of calls, not {_described(calls)}")
+    for call in calls:
+        function = call.get("function", call) if isinstance(call, Mapping) else None
+        if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f"{what} has {_described(call)}; a call is an object such as "
+                '{"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}'
+            )
+        arguments = function.get("arguments")
+        if arguments is not None and not isinstance(_parsed(arguments, f"'arguments' in {what}"), Mapping):
+            raise DataError(f"'arguments' in {what} must be an object, not {_described(arguments)}")
+
+
+def _parsed(value: object, what: str) -> object:
+    try:
+        return from_text(value)
+    except ValueError as error:
+        raise DataError(f"{what} is a text that is not JSON ({error}): {_described(value)}") from error
+
+
 def _check_text(record: Record, column: str) -> None:
     value = record.get(column)
     if value is None:
@@ -134,7 +180,7 @@ def _check_text(record: Record, column: str) -> None:
         raise DataError(f"{column!r} must be a string, not {_described(value)}")
     if not value.strip():
         raise DataError(f"{column!r} is empty: {value!r}")
-    _check_encodable(value, column)
+    check_encodable(value, repr(column))
 
 
 def _check_turns(turns: object, column: str) -> None:
@@ -149,19 +195,21 @@ def _check_turns(turns: object, column: str) -> None:
             raise DataError(f"message {number} of {column!r} must be an object, not {_described(turn)}")
         if not isinstance(turn.get("role"), str):
             raise DataError(f"message {number} of {column!r} needs a 'role' string, not {_described(turn.get('role'))}")
+        if turn.get("tool_calls"):
+            _check_calls(turn["tool_calls"], f"message {number} of {column!r}")
         content = turn.get("content")
         # A turn that only calls tools has no text.
         if not isinstance(content, str) and not (content is None and turn.get("tool_calls")):
             raise DataError(f"message {number} of {column!r} needs a 'content' string, not {_described(content)}")
-        _check_encodable(content or "", column)
+        check_encodable(turn["role"] + (content or ""), repr(column))
 
 
-def _check_encodable(text: str, column: str) -> None:
+def check_encodable(text: str, what: str) -> None:
     """Half of a surrogate pair, as a cut emoji in JSON leaves it, is a string in Python and for nobody else."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{column!r} has half a surrogate pair at character {error.start}") from error
+        raise DataError(f"{what} has half a surrogate pair at character {error.start}") from error
 
 
 def _check_answer(turn: Mapping[str, Any], column: str) -> None:
@@ -174,5 +222,8 @@ def _check_answer(turn: Mapping[str, Any], column: str) -> None:
 def _described(value: object) -> str:
     if value is None:
         return "null"
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        text = "that cannot be shown"  # a number of thousands of digits, lists in lists in lists
     return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

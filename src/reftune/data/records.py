@@ -11,17 +11,21 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import itertools
 import json
 import logging
 import os
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from reftune.data.kinds import COLUMNS, Record, check_record
+from reftune.data.strict import parse_json
 from reftune.errors import DataError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -153,9 +157,23 @@ def _parse_json(text: str, name: str) -> Rows:
     if not text.lstrip().startswith("["):
         return _parse_json_lines(text, name)
     try:
-        return Rows(json.loads(text), name)
+        return Rows(parse_json(text), name)
     except json.JSONDecodeError as error:
         raise DataError(f"{name}, line {error.lineno}: not valid JSON: {error.msg}") from error
+    except ValueError as error:
+        raise DataError(f"{name}, row {_row_that_fails(text)}: {error}") from error
+
+
+def _row_that_fails(text: str) -> int:
+    """Which row of a list of JSON `parse_json` refuses; the list itself is well-formed as far as that."""
+    at = text.index("[") + 1
+    for row in itertools.count(1):
+        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
+        try:
+            _, at = parse_json(text, at)
+        except ValueError:
+            return row
+    raise AssertionError
 
 
 def _parse_json_lines(text: str, name: str) -> Rows:
@@ -166,10 +184,12 @@ def _parse_json_lines(text: str, name: str) -> Rows:
         if not line.strip():
             continue
         try:
-            records.append(json.loads(line))
+            records.append(parse_json(line))
         except json.JSONDecodeError as error:
             problem = f"not valid JSON: {error.msg} (column {error.colno}); a file holds one list, or one row a line"
             raise DataError(f"{name}, line {number}: {problem}") from error
+        except ValueError as error:
+            raise DataError(f"{name}, line {number}: {error}") from error
         numbers.append(number)
     return Rows(records, name, "line", numbers)
 
@@ -179,19 +199,37 @@ def _parse_csv(text: str, name: str) -> Rows:
     records: list[dict[str, str]] = []
     header: list[str] | None = None
     try:
-        for fields in reader:
-            if not fields:
-                continue
-            if header is None:
-                header = fields
-                continue
-            if len(fields) != len(header):
-                problem = f"{len(fields)} fields, but the header has {len(header)}"
-                raise DataError(f"{name}, row {len(records) + 1}: {problem}")
-            records.append(dict(zip(header, fields, strict=True)))
+        with _long_fields(len(text)):
+            for fields in reader:
+                if not fields:
+                    continue
+                if header is None:
+                    header = fields
+                    _check_header(header, name)
+                    continue
+                if len(fields) != len(header):
+                    problem = f"{len(fields)} fields, but the header has {len(header)}"
+                    raise DataError(f"{name}, row {len(records) + 1}: {problem}")
+                records.append(dict(zip(header, fields, strict=True)))
     except csv.Error as error:
         raise DataError(f"{name}, row {len(records) + 1}: not valid CSV: {error}") from error
     return Rows(records, name)
+
+
+def _check_header(header: list[str], name: str) -> None:
+    twice = next((column for column in header if header.count(column) > 1), None)
+    if twice is not None:
+        raise DataError(f"{name}, header: the column {twice!r} is there twice; only one of them can be meant")
+
+
+@contextmanager
+def _long_fields(length: int) -> Iterator[None]:
+    """Fields as long as the text may be; of itself `csv` takes 131,072 letters."""
+    before = csv.field_size_limit(min(length + 1, 2**31 - 1))
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 _PARSERS: Mapping[str, Callable[[str, str], Rows]] = {
@@ -207,10 +245,16 @@ def _parse_parquet(data: bytes, name: str) -> Rows:
     import pyarrow.parquet  # noqa: PLC0415
 
     try:
-        table = pyarrow.parquet.read_table(pa.BufferReader(data))
+        file = pyarrow.parquet.ParquetFile(pa.BufferReader(data))
+        _check_header(file.schema_arrow.names, name)
+        table = file.read()
     except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{name}: not a parquet file: {error}") from error
-    return Rows(datasets.Dataset(datasets.table.InMemoryTable(table)), name)
+        raise DataError(f"{name}: not a parquet file, or not a whole one: {error}") from error
+    try:
+        return Rows(datasets.Dataset(datasets.table.InMemoryTable(table)), name)
+    except ValueError:
+        bare = table.replace_schema_metadata(None)
+        return Rows(_table({column: partial(bare.select, [column]) for column in bare.column_names}, name), name)
 
 
 def _is_hub_name(source: str | os.PathLike[str]) -> bool:
@@ -230,22 +274,36 @@ def _read_hub(name: str, split: str) -> Rows:
 def _to_dataset(rows: Rows) -> datasets.Dataset:
     """A table of all columns that any row has.  Columns that no table can hold are left out, unless they are ours."""
     datasets = load_datasets()
+    records: Sequence[Record] = rows.records
+    names = dict.fromkeys(name for record in records for name in record)
+
+    def column(name: str) -> Any:
+        return datasets.Dataset.from_dict({str(name): [record.get(name) for record in records]}).data.table
+
+    return _table({name: partial(column, name) for name in names}, rows.name)
+
+
+def _table(columns: Mapping[str, Callable[[], Any]], where: str) -> datasets.Dataset:
+    """A Dataset of columns, each made by its function; those that it cannot hold are left out, unless they are ours."""
+    datasets = load_datasets()
     import pyarrow as pa  # noqa: PLC0415  (comes with datasets)
 
-    records: Sequence[Record] = rows.records
-    names = list(dict.fromkeys(name for record in records for name in record))
     kept: dict[str, Any] = {}
     left_out: list[str] = []
-    for name in names:
-        values = [record.get(name) for record in records]
+    for name, make in columns.items():
         try:
-            kept[name] = datasets.Dataset.from_dict({str(name): values}).data.column(0)
-        except (pa.ArrowException, OverflowError, UnicodeEncodeError) as error:
+            table = make()
+            datasets.Features.from_arrow_schema(table.schema)
+            kept[name] = table.column(0)
+        except (pa.ArrowException, OverflowError, RecursionError, ValueError) as error:
             if name in COLUMNS:
-                raise DataError(f"{rows.name}: column {name!r} differs in type between rows: {error}") from error
+                raise DataError(
+                    f"{where}: column {name!r} does not fit a table, as where its type differs between rows: {error}"
+                ) from error
             left_out.append(name)
     if left_out:
-        logger.warning("%s: left out columns whose type differs between rows: %s", rows.name, ", ".join(left_out))
+        names = ", ".join(map(ascii, left_out))
+        logger.warning("%s: left out columns that no table can hold (types that differ between rows): %s", where, names)
     return datasets.Dataset(datasets.table.InMemoryTable(pa.table(kept)))
 
 

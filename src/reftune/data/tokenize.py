@@ -18,6 +18,7 @@ import numpy as np
 
 from reftune.data.kinds import Record
 from reftune.data.records import RecordSource, load_datasets, read_records
+from reftune.data.style import PromptStyle
 from reftune.data.templates import Rendered, render
 from reftune.errors import DataError
 
@@ -61,15 +62,21 @@ def tokenize_record(record: Record, tokenizer: PreTrainedTokenizerBase, *, max_l
 def build_dataset(
     source: RecordSource, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, split: str = "train"
 ) -> datasets.Dataset:
-    """Columns `input_ids`, `labels`, `prompt_length` of all rows; one log message says how many rows were cut."""
-    dataset_class = load_datasets().Dataset
+    """Columns `input_ids`, `labels`, `prompt_length` of all rows; one log message says how many rows were cut.
+
+    How the prompts are written (`PromptStyle.of_dataset`) goes with the data set, from which `ReftTrainer` knows it.
+    """
+    datasets = load_datasets()
     rows = read_records(source, split=split)
     encoder = _Encoder.of(tokenizer)
+
+    styles: set[PromptStyle] = set()
 
     def columns_of(record: Record) -> tuple[Any, Any, int, int]:
         example = _tokenize(record, encoder, max_length)
         # Arrays of 4 bytes an id: lists of ints take nine times as much, which counts for long data sets.
         ids, labels = (np.array(values, dtype=np.int32) for values in (example.input_ids, example.labels))
+        styles.add(PromptStyle.of_record(record))
         return ids, labels, example.prompt_length, example.prompt_cut
 
     input_ids, labels, prompt_lengths, cuts = zip(*rows.map(columns_of), strict=True)
@@ -84,7 +91,8 @@ def build_dataset(
         sum(cuts),
     )
     columns = {"input_ids": list(input_ids), "labels": list(labels), "prompt_length": list(prompt_lengths)}
-    return dataset_class.from_dict(columns)
+    info = datasets.DatasetInfo(description="\n".join(sorted(style.note for style in styles)))
+    return datasets.Dataset.from_dict(columns, info=info)
 
 
 def _tokenize(record: Record, encoder: _Encoder, max_length: int | None) -> Example:

@@ -1,4 +1,4 @@
-"""Evaluation: benchmark tasks, runners, comparisons of methods, reports.
+"""Evaluation of one model: benchmark tasks and their scores, judges, lm-evaluation-harness.
 
-Must not know: the command line, serving.
+Must not know: the command line, serving, comparisons.
 """

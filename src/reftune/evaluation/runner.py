@@ -16,8 +16,8 @@ import numpy as np
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..files import append_line, read_lines, write_lines
 from ..generation import generate_batches
-from .files import append_line, read_lines, write_lines
 from .scores import bootstrap
 from .tasks.base import Row, Task
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from ..errors import ReftuneError
 from ..tuner import BASE, call_state
 from .frozen import FrozenPlan, Watch, fingerprint
 from .loss import forward_as, head_as
@@ -119,20 +120,35 @@ class FrozenPrefix:
         self._store = store
 
     def fill(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
-        """Compute the entries of the rows that have none; `advance` is told of each that is there."""
+        """Compute the entries of the rows that have none; `advance` is told of each that is there.
+
+        Raises:
+            Unsupported: they cannot be written.
+        """
+        try:
+            self._fill(rows, advance)
+        except ReftuneError as error:
+            raise Unsupported(str(error)) from error
+
+    def _fill(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
         assert self._store is not None
         keyed = {self._key(row, w): (row, w) for row, w in zip(rows, self.plan.starts(rows), strict=True)}
-        todo = [(key, row, w) for key, (row, w) in keyed.items() if key not in self._store]
-        advance(len(rows) - len(todo))
-        todo.sort(key=lambda item: len(item[1].ids))
+        missing = {key for key in keyed if key not in self._store}
+        advance(len(rows) - len(missing))
+        # what is there is in the parts too: sums are rounded by what is computed with them, and a run that goes on
+        # where another was killed ends in the same bits
+        todo = sorted(((key, row, w) for key, (row, w) in keyed.items()), key=lambda item: len(item[1].ids))
         while todo:
             count = max(1, FILL_TOKENS // len(todo[-1][1].ids))
             chosen, todo = todo[-count:], todo[:-count]
             for indices in split([len(row.ids) for _, row, _ in chosen], overhead=call_tokens(self.device)):
                 part = [chosen[i] for i in indices]
+                due = {key for key, _, _ in part} & missing
+                if not due:
+                    continue
                 entries = self._record([row for _, row, _ in part], [w for _, _, w in part])
-                self._store.add({key: entry for (key, _, _), entry in zip(part, entries, strict=True)})
-                advance(len(part))
+                self._store.add({key: entry for (key, _, _), entry in zip(part, entries, strict=True) if key in due})
+                advance(len(due))
         self._store.flush()
 
     def _key(self, row: Row, start: int) -> str:

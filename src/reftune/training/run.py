@@ -5,10 +5,13 @@ Must not know: the command line, tasks.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,20 +20,22 @@ import torch
 from peft import PeftModel, get_peft_model
 from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..config import ReftConfig, ReftGroup
 from ..data import build_dataset
 from ..data.records import read_records
-from ..data.style import PromptStyle
 from ..errors import ReftuneError
-from ..models import load_base, save_adapter
+from ..files import check_writable
+from ..models import SAVING, load_base, save_adapter
+from .checkpoints import checkpoints_in, last_whole, only_run
 from .prepare import OnFill
 from .trainer import REUSE, ReftTrainer
 
 __all__ = ["RunConfig", "RunResult", "number", "refuse_unknown", "train_run"]
 
 CHECKPOINTS = "checkpoints"
+# Checkpoints that are being removed.
+OVERWRITTEN = ".overwritten."
 # enough for two digits, and a small part of the time that training on many more took
 FINAL_LOSS_ROWS = 512
 TRAINING_DEFAULTS: dict[str, Any] = {
@@ -183,12 +188,27 @@ def train_run(
             or the model cannot be had.
     """
     output = Path(config.output)
-    checkpoint = _checkpoint(output, resume=resume, overwrite=overwrite)
-    if checkpoint is not None:
-        _check_same_adapter(checkpoint, config.reft_config())
+    check_writable(output)
     arguments = config.training_arguments()
+    # of several processes one holds the folder for all
+    with only_run(output) if arguments.process_index == 0 else nullcontext():
+        return _train_run(config, arguments, resume, overwrite, callbacks, on_fill)
+
+
+def _train_run(
+    config: RunConfig,
+    arguments: TrainingArguments,
+    resume: bool,
+    overwrite: bool,
+    callbacks: list[TrainerCallback] | None,
+    on_fill: OnFill | None,
+) -> RunResult:
+    output = Path(config.output)
+    checkpoint = _checkpoint(output, resume=resume, overwrite=overwrite, quiet=arguments.process_index != 0)
+    if checkpoint is not None:
+        _check_same_adapter(checkpoint, config.reft_config(), [f.name for f in fields(ReftGroup)] + ["groups"])
     # data first: it is what is most often wrong, and a model takes longer to load
-    style = PromptStyle.of_records(read_records(config.data).records)
+    read_records(config.data)
     if config.eval_data is not None:
         read_records(config.eval_data)
     set_seed(config.seed)
@@ -199,6 +219,10 @@ def train_run(
         eval_dataset = build_dataset(config.eval_data, tokenizer, max_length=config.max_length)
     model = get_peft_model(base, config.reft_config())
     assert isinstance(model, PeftModel)
+    if checkpoint is not None:
+        # what the fields above come down to in this model is known only now
+        made: Any = model.peft_config["default"]
+        _check_same_adapter(checkpoint, made, ["target_modules", "exclude_modules", "modules_to_save"])
     trainer = ReftTrainer(
         model=model,
         args=arguments,
@@ -215,19 +239,25 @@ def train_run(
         # Trainer's own two write to stdout and over each other
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-    if overwrite:
+    if trainer.is_world_process_zero():
         # only now, when nothing is wrong with the run that takes its place
-        shutil.rmtree(output / CHECKPOINTS, ignore_errors=True)
+        _clear(output, overwrite=overwrite)
     start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     seconds = time.perf_counter() - start
     if trainer.is_world_process_zero():
-        save_adapter(model, output)
-        style.write(output)
+        _save(model, output)
+    return _result(trainer, model, tokenizer, output, seconds)
+
+
+def _result(
+    trainer: ReftTrainer, model: PeftModel, tokenizer: PreTrainedTokenizerBase, output: Path, seconds: float
+) -> RunResult:
     model.eval()
+    dataset: Any = trainer.train_dataset
     head = dataset.select(range(min(len(dataset), FINAL_LOSS_ROWS)))
     final_loss = trainer.evaluate(head, metric_key_prefix="train")["train_loss"]
-    eval_loss = trainer.evaluate()["eval_loss"] if eval_dataset is not None else None
+    eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
     trained, total = model.get_nb_trainable_parameters()
     history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
     return RunResult(
@@ -244,17 +274,13 @@ def train_run(
     )
 
 
-def _checkpoint(output: Path, *, resume: bool, overwrite: bool) -> str | None:
+def _checkpoint(output: Path, *, resume: bool, overwrite: bool, quiet: bool) -> Path | None:
     """The checkpoint to go on from; makes sure that nothing is overwritten unasked."""
     if resume and overwrite:
         raise ReftuneError("resume and overwrite contradict each other; use one of them")
-    checkpoints = output / CHECKPOINTS
-    last = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
     if resume:
-        if last is None:
-            raise ReftuneError(f"there is no checkpoint below {str(output)!r} to resume from; train without --resume")
-        return last
-    has_run = last is not None or (output / "adapter_config.json").exists()
+        return last_whole(output / CHECKPOINTS, quiet=quiet)
+    has_run = checkpoints_in(output / CHECKPOINTS) or (output / "adapter_config.json").exists()
     if has_run and not overwrite:
         raise ReftuneError(
             f"{str(output)!r} holds a run already; use --resume to go on with it, --overwrite to start anew, "
@@ -263,13 +289,30 @@ def _checkpoint(output: Path, *, resume: bool, overwrite: bool) -> str | None:
     return None
 
 
-def _check_same_adapter(checkpoint: str, wanted: ReftConfig) -> None:
+def _clear(output: Path, *, overwrite: bool) -> None:
+    """Remove what processes that were killed left half, and if asked the checkpoints of an earlier run."""
+    if overwrite and (output / CHECKPOINTS).is_dir():
+        # at once: what is left of them when this is killed must not be resumed from
+        os.replace(output / CHECKPOINTS, Path(tempfile.mkdtemp(dir=output, prefix=OVERWRITTEN)) / CHECKPOINTS)
+    for left in [*output.glob(f"{OVERWRITTEN}*"), *output.glob(f"{SAVING}*")]:
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _save(model: PeftModel, output: Path) -> None:
+    try:
+        save_adapter(model, output)
+    except ReftuneError as error:
+        left = checkpoints_in(output / CHECKPOINTS)
+        stands = f"{left[-1].name} stands: mend that, and --resume" if left else "there is no checkpoint"
+        raise ReftuneError(f"{error}; {stands}") from error
+
+
+def _check_same_adapter(checkpoint: Path, wanted: ReftConfig, names: Sequence[str]) -> None:
     """A checkpoint goes on with the adapter that it holds; another one would load in part, or in silence."""
-    saved: Any = ReftConfig.from_pretrained(checkpoint)
-    names = [f.name for f in fields(ReftGroup)]
+    saved: Any = ReftConfig.from_pretrained(str(checkpoint))
     changed = [
         f"{name}={getattr(saved, name)!r}, not {getattr(wanted, name)!r}"
-        for name in [*names, "groups"]
+        for name in names
         # layers that are not named are all of them
         if (getattr(saved, name) or "all") != (getattr(wanted, name) or "all")
     ]

@@ -5,7 +5,6 @@ Must not know: models, rows, what the tensors mean.
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +15,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from ..errors import ReftuneError
+from ..files import check_writable, existing_part, whole
 
 __all__ = ["DiskStore", "Entry", "MemoryStore", "Store", "choose_store", "remove_folder"]
 
@@ -98,7 +100,11 @@ class DiskStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending as one file, whole or not at all."""
+        """Write what is pending as one file, whole or not at all.
+
+        Raises:
+            ReftuneError: it cannot be written.
+        """
         if not self._pending:
             return
         tensors = {
@@ -108,15 +114,16 @@ class DiskStore:
         }
         # named by its first key: the same example is not written twice by one process
         path = self.folder / f"{next(iter(self._pending))}.safetensors"
-        temporary = path.with_suffix(".part")
-        save_file(tensors, str(temporary))
-        os.replace(temporary, path)
+        with whole(path) as part:
+            save_file(tensors, str(part))
         self._pending = {}
         self._open(path)
 
     def close(self, *, keep: bool) -> None:
         if keep:
-            self.flush()
+            # what cannot be written is computed again
+            with suppress(ReftuneError):
+                self.flush()
         self._files, self._pending = {}, {}
         if not keep:
             remove_folder(self.folder)
@@ -149,8 +156,11 @@ def choose_store(size: int, *, device: torch.device, folder: Path, limit_gb: flo
     memory = _limit(psutil.virtual_memory().available, limit_gb)
     if size <= memory:
         return MemoryStore(torch.device("cpu"), pinned=device.type == "cuda")
-    folder.mkdir(parents=True, exist_ok=True)
-    disk = SHARE * shutil.disk_usage(folder).free
+    try:
+        check_writable(folder)
+    except ReftuneError as error:
+        return f"its {size / GB:.1f} GB do not fit in memory (limit {memory / GB:.1f} GB; reuse_limit_gb), and {error}"
+    disk = SHARE * shutil.disk_usage(existing_part(folder)).free
     if size <= disk:
         return DiskStore(folder)
     return (

@@ -15,16 +15,21 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from ..data import ReftCollator
+from ..data import PromptStyle, ReftCollator
+from ..data.style import write_styles
 from ..errors import DataError, ReftuneError
 from ..tuner import call_state, find_root
+from .checkpoints import Room, damage, last_whole, rotate, saving, seal
 from .frozen import frozen_plan
 from .loss import ResponseLoss
 from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
 from .rows import Row, batch_of, call_tokens, packed_batch, rows_of, split
+from .store import remove_folder
 
 __all__ = ["REUSE", "ReftTrainer"]
 
@@ -45,6 +50,7 @@ class ReftTrainer(ProcessTrainer):
       where that is exact and pays; otherwise one line says why not.  It is kept in memory up to `reuse_limit_gb` (by
       default half of what is free), else on disk below `output_dir`.  `on_fill(done, total)` takes the place of the
       progress bar while it is computed.  `reuse="off"` never does so.
+    - Checkpoints end with a mark that lists their files; what is not whole is not resumed from.
     - `packing=True`: the rows of a batch are laid end to end in one row, without padding.
 
     All of this is left aside where the model or the arguments ask for more: label smoothing, a loss function or a head
@@ -100,18 +106,33 @@ class ReftTrainer(ProcessTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        style = PromptStyle.of_dataset(train_dataset)
+        if style is not None and isinstance(model, PeftModel):
+            for name in model.active_adapters:
+                config: Any = model.peft_config[name]
+                config.prompt_style = style
+
+        self.add_callback(Room)
 
     # --- Trainer's own calls ------------------------------------------------------------------------------------------
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        if resume_from_checkpoint is True:
+            quiet = not self.is_world_process_zero()
+            resume_from_checkpoint = str(last_whole(Path(self.args.output_dir or "."), quiet=quiet))
+        elif resume_from_checkpoint and (why := damage(Path(resume_from_checkpoint))):
+            raise ReftuneError(f"{resume_from_checkpoint!r} is no whole checkpoint: {why}")
         self._loss, self._reuse_is_due = None, self.reuse == "auto"
         try:
-            result = super().train(*args, **kwargs)
+            result = super().train(resume_from_checkpoint, *args, **kwargs)
         except BaseException:
             self._drop_frozen(keep=True)
             raise
         if self._frozen is not None and not self._frozen.in_memory:
             self._drop_frozen()
+        if self._frozen is None:
+            # of a run that was killed
+            remove_folder(self._frozen_folder())
         return result
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -121,6 +142,12 @@ class ReftTrainer(ProcessTrainer):
     def predict(self, *args: Any, **kwargs: Any) -> Any:
         self._drop_frozen_if_stale()
         return super().predict(*args, **kwargs)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        model = self._inner()
+        if isinstance(model, PeftModel):
+            write_styles(model.peft_config, output_dir or self.args.output_dir or ".")
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -142,6 +169,33 @@ class ReftTrainer(ProcessTrainer):
             if loss is not None:
                 return loss.detach(), None, None
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # resumed from the end of a run: Trainer would look for that after one step more, unless an epoch ends here
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        run, step, limit = Path(self._get_output_dir(trial=trial)), self.state.global_step, self.args.save_total_limit
+        checkpoint = run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+        with saving(checkpoint):
+            # else Trainer would remove older ones before this one is known to be whole
+            self.args.save_total_limit = None
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self.args.save_total_limit = limit
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                if (checkpoint / TRAINING_ARGS_NAME).exists():
+                    # with the limit
+                    torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)
+                if not self.args.save_only_model:
+                    seal(checkpoint)
+        if self.args.should_save:
+            rotate(run, step, limit=limit, best=self.state.best_model_checkpoint)
 
     def _set_signature_columns_if_needed(self) -> None:
         # Trainer drops what forward() does not name; these two are taken off by the model's hooks
@@ -250,7 +304,7 @@ class ReftTrainer(ProcessTrainer):
                     self._loss,
                     self._rows_of_run,
                     passes_of_run=self._passes,
-                    folder=Path(self.args.output_dir or ".") / "frozen-prefix" / str(self.args.process_index),
+                    folder=self._frozen_folder(),
                     limit_gb=self.reuse_limit_gb,
                     on_fill=self._on_fill,
                     is_main=self.is_world_process_zero(),
@@ -306,6 +360,9 @@ class ReftTrainer(ProcessTrainer):
     def _say_off(self, reason: str) -> None:
         if self.is_world_process_zero():
             logger.warning("frozen-prefix reuse is off: %s", reason)
+
+    def _frozen_folder(self) -> Path:
+        return Path(self.args.output_dir or ".") / "frozen-prefix" / str(self.args.process_index)
 
     def _drop_frozen_if_stale(self) -> None:
         if self._frozen is not None:

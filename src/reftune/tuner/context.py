@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PositionError
-from ..positions import PositionSpec, Segments, Slots, own_slots, slots, token_mask
+from ..positions import PositionSpec, Segments, Slots, chosen_slots, own_slots, slots, token_mask
 from .caches import Filled
 
 __all__ = [
@@ -57,12 +57,11 @@ class Pick(NamedTuple):
 
 def pick(found: Slots, chosen: list[int], width: int) -> Pick:
     """The chosen slots of each segment; `width` is the call's."""
-    at = torch.tensor(chosen, device=found.rows.device)
-    valid = found.valid[:, at, None]
+    found = chosen_slots(found, chosen, width)
+    valid = found.valid[..., None]
     # on a GPU, to look would be to wait for it; compiled code does not look
     known = valid.device.type == "cpu" and not torch.compiler.is_compiling() and bool(valid.all())
-    rows = found.rows[:, at]
-    return Pick(rows, rows * width + found.columns[:, at], None if known else valid)
+    return Pick(found.rows, found.rows * width + found.columns, None if known else valid)
 
 
 @dataclass

@@ -84,17 +84,24 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, groups: Sequence[ReftGroup], host: nn.Module) -> None:
         """Add the adapter: one Φ for each unit of each group."""
         self.host_device, self.host_dtype = _device_and_dtype(host)
+        self.fresh.add(adapter_name)
+        phis = []
+        for group in groups:
+            for _ in unit_slices(group.spec, group.tie):
+                phi = INTERVENTIONS[group.intervention](self.width, group.options)
+                if self.host_device.type != "meta" and not any(p.is_meta for p in phi.parameters()):
+                    phi.to(self.host_device)
+                phis.append(phi)
+        self.adopt(adapter_name, groups, phis)
+
+    def adopt(self, adapter_name: str, groups: Sequence[ReftGroup], phis: Sequence[Intervention]) -> None:
+        """Add an adapter whose Φ are made already, in the order of its units, on the device of the host."""
         self.groups[adapter_name] = list(groups)
         self.only_prompts &= all(group.spec.scope in ("span", "prompt") for group in groups)
-        self.fresh.add(adapter_name)
-        for unit in self.units(adapter_name):
+        for unit, phi in zip(self.units(adapter_name), phis, strict=True):
             if unit.bank not in self._modules:
                 self.add_module(unit.bank, nn.ModuleDict())
                 self.adapter_layer_names = (*self.adapter_layer_names, unit.bank)
-            kind = INTERVENTIONS[unit.group.intervention]
-            phi = kind(self.width, unit.group.options)
-            if self.host_device.type != "meta" and not any(p.is_meta for p in phi.parameters()):
-                phi.to(self.host_device)
             self.bank(unit)[adapter_name] = phi
 
     def forget(self, adapter_name: str) -> None:

@@ -5,7 +5,6 @@ Must not know: training.
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,8 @@ from .fit import check_fit, pads_right
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
 from .quantised import is_quantised, keep_float32
 from .sites import Site, find_root, find_sites, find_stacks, layer_number, models_above, module_width
+from .surplus import warn_of_surplus
+from .targets import settle_targets
 from .watch import WATCHED, allow_whole_texts, unwatch, watch
 
 __all__ = ["ReftModel"]
@@ -74,9 +75,7 @@ class ReftModel(BaseTuner):
         sites = self._sites(peft_config)
         if sites is not None:
             self._check_sites(sites)
-            # a regex, since PEFT condenses long lists of names; for readers, as the layers decide
-            paths = dict.fromkeys(site.path for site, _ in sites)
-            peft_config.target_modules = "|".join(re.escape(path) for path in paths)
+        settle_targets(self.model, peft_config, sites)
         return peft_config
 
     def _sites(self, config: ReftConfig) -> list[tuple[Site, ReftGroup]] | None:
@@ -172,6 +171,14 @@ class ReftModel(BaseTuner):
         return state
 
     # --- what PEFT calls ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        found = super()._remap_adapter_state_dict_for_load(model, config, adapter_name, state_dict)
+        warn_of_surplus(model, adapter_name, found)
+        return found
 
     def set_adapter(self, adapter_name: str | list[str], inference_mode: bool = False) -> None:
         # All that can be refused is checked first, so that a refused call changes nothing.

@@ -288,9 +288,12 @@ BAD_CHATS: list[tuple[dict[str, Any], str]] = [
     ({"logit_bias": {"x": 1}}, "logit_bias"),
     ({"stream_options": {"include_usage": True}}, "stream"),
     ({"messages": []}, "messages"),
-    ({"messages": [{"role": "tool", "content": "x"}]}, "role"),
+    ({"messages": [{"role": "robot", "content": "x"}]}, "role"),
     ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages"),
     ({"messages": [{"role": "user", "content": "x", "name": "me"}]}, "name"),
+    ({"messages": [{"role": "user", "content": None}]}, "content"),
+    ({"messages": [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "f"}}]}]}, "tool_calls"),
+    ({"messages": [*ASK, {"role": "assistant", "tool_calls": [{"id": "1"}]}, *ASK]}, "a call is an object"),
     ({"messages": [*ASK, {"role": "assistant", "content": "w1"}]}, "assistant"),
     ({"messages": [{"role": "user", "content": "w1 " * 3000}]}, "maximum context length"),
 ]

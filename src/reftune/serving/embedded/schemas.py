@@ -35,7 +35,6 @@ __all__ = [
 
 # Parameters that are not served, with the values that ask for nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
     "response_format": ({"type": "text"},),
@@ -157,18 +156,35 @@ class TextPart(Request):
 
 
 class ChatMessage(Request):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[dict[str, Any]] | None = None
+    tool_call_id: str | None = None
 
-    def as_turn(self) -> dict[str, str]:
+    @model_validator(mode="after")
+    def fits_role(self) -> ChatMessage:
+        if self.tool_calls and self.role != "assistant":
+            raise ValueError("tool_calls are for the role 'assistant'")
+        if self.role != "tool" and (self.name or self.tool_call_id):
+            raise ValueError("name and tool_call_id are for the role 'tool'; others are not served")
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is needed, unless there are tool_calls")
+        return self
+
+    def as_turn(self) -> dict[str, Any]:
         """The turn for a chat template, which knows no `developer`."""
-        content = self.content
+        content = self.content or ""
         text = content if isinstance(content, str) else "".join(part.text for part in content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+        turn = {"role": "system" if self.role == "developer" else self.role, "content": text}
+        others = {"name": self.name, "tool_calls": self.tool_calls, "tool_call_id": self.tool_call_id}
+        return turn | {key: value for key, value in others.items() if value}
 
 
 class ChatRequest(GenerationRequest):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    tools: list[dict[str, Any]] | None = None
+    """For the chat template; how the model calls them is the text of its answer."""
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -210,6 +226,7 @@ class TokenizeRequest(Request):
     model: str
     prompt: str | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1)] | None = None
+    tools: list[dict[str, Any]] | None = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")

@@ -20,14 +20,13 @@ from ...errors import ReftuneError
 from ..modules import ReftModule, allowed_path, check_name, parse_modules
 from ..page import attach_page
 from .adapters import Reader
+from .chats import put_prompts
 from .frontend import forget, load_async, reader_of
+from .options import check_content_name
 from .registry import Registry
 from .requests import ReftRequest
 
 __all__ = ["ReftEndpoints"]
-
-# vLLM gives an adapter of such a name to requests for the base model that have such content
-CONTENT_TYPES = ("text", "image", "image_url", "audio", "input_audio", "video", "file", "refusal", "vision_chunk")
 
 
 class LoadReftAdapter(BaseModel):
@@ -69,6 +68,7 @@ class ReftEndpoints:
         registry = Registry(Path(file) if file else None)
         registry.update(models.lora_requests)
         models.lora_requests = registry
+        put_prompts(state.online_renderer, registry)
         state.reft_lock = asyncio.Lock()
         if not modules:
             return
@@ -101,8 +101,7 @@ def check_free(registry: Registry, name: str, *, replace: bool) -> None:
     Raises:
         ReftuneError: it means something else to vLLM, or there is an adapter of this name.
     """
-    if name in CONTENT_TYPES:
-        raise ReftuneError(f"the adapter name {name!r} means a kind of content to vLLM; give it another")
+    check_content_name(name)
     found = registry.get(name)
     if found is not None and not isinstance(found, ReftRequest):
         raise ReftuneError(f"the adapter name {name!r} is that of a LoRA; give the ReFT adapter another")

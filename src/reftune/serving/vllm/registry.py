@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ...files import write_text
 from ..cards import AdapterCard
 from .requests import ReftRequest
 
@@ -99,9 +100,7 @@ class Registry(dict[str, Any]):
     def _write(self) -> None:
         assert self.file is not None
         entries = [_entry(request) for request in dict.values(self) if isinstance(request, ReftRequest)]
-        part = self.file.with_name(f"{self.file.name}.{os.getpid()}")
-        part.write_text(json.dumps(entries))
-        part.replace(self.file)
+        write_text(self.file, json.dumps(entries))
         state = os.stat(self.file)
         self._seen = (state.st_ino, state.st_mtime_ns, state.st_size)
 

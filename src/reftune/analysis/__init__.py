@@ -1,0 +1,4 @@
+"""What an edit does and how much it holds: memorisation, as in appendix F of the paper.
+
+Must not know: the command line, serving, comparisons.
+"""

@@ -1,0 +1,125 @@
+"""What a request says, as the tokens of a prompt, written as the adapter's prompts were in training.
+
+Must not know: HTTP, batches.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..data import encode_prompt
+from ..data.style import STYLE_FILE, STYLES, PromptStyle
+from ..errors import DataError, ReftuneError
+from .adapters import AdapterError
+
+__all__ = ["PromptReader", "PromptTooLong", "context_length", "read_style"]
+
+logger = logging.getLogger("reftune.serving")
+
+NO_LIMIT = 4096
+
+
+class PromptTooLong(ReftuneError):
+    """Prompt and answer together are longer than the model can take."""
+
+
+class PromptReader:
+    """Tokens of chats and texts.  From several threads."""
+
+    def __init__(self, tokenizer: Any, *, limit: int, vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self.limit = limit
+        self.vocabulary = vocabulary
+        # tokenizers complain when two threads set them up at once
+        self._lock = threading.Lock()
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        style: PromptStyle | None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[int]:
+        """The prompt of a conversation that the model is to answer.
+
+        Raises:
+            ReftuneError: the conversation cannot be put as a prompt of this adapter.
+        """
+        record = (style or PromptStyle("messages")).conversation(messages)
+        if tools:
+            record["tools"] = list(tools)
+        return self._encode(record)
+
+    def text(self, text: str) -> list[int]:
+        """The prompt of a text to go on from.
+
+        Raises:
+            ReftuneError: it has no tokens.
+        """
+        return self._encode(text)
+
+    def tokens(self, tokens: Sequence[int]) -> list[int]:
+        """A prompt that is tokens already.
+
+        Raises:
+            ReftuneError: there are none, or some that the model does not have.
+        """
+        wrong = [token for token in tokens if not 0 <= token < self.vocabulary]
+        if wrong or not tokens:
+            what = f"the token {wrong[0]} does not exist" if wrong else "the prompt has no tokens"
+            raise DataError(f"{what}; valid are 0 to {self.vocabulary - 1}")
+        return list(tokens)
+
+    def room(self, prompt: Sequence[int], wanted: int | None) -> int:
+        """How many tokens the answer may have.
+
+        Raises:
+            PromptTooLong: the prompt leaves no room, or not what is wanted.
+        """
+        left = self.limit - len(prompt)
+        if left < 1 or (wanted or 0) > left:
+            asked = f"{len(prompt)} in the prompt" + (f" and {wanted} in the answer" if wanted else "")
+            raise PromptTooLong(
+                f"this model's maximum context length is {self.limit} tokens, but the request has {asked}"
+            )
+        return left if wanted is None else wanted
+
+    def _encode(self, record: dict[str, Any] | str) -> list[int]:
+        with self._lock:
+            return encode_prompt(record, self.tokenizer)
+
+
+def read_style(folder: Path, *, name: str | None = None) -> PromptStyle | None:
+    """How the prompts of the adapter in a folder were written, None if nothing says.
+
+    Of an adapter that is about to be served by a `name`, it is then logged what is done instead.
+
+    Raises:
+        AdapterError: its `reftune.json` cannot be used.
+    """
+    try:
+        style = PromptStyle.read(folder)
+    except DataError as error:
+        raise AdapterError(str(error)) from error
+    if style is None and name is not None:
+        logger.warning(
+            "the adapter %r has no %s, which says how its prompts were written: chats are put by the chat template; to "
+            'choose, put the file beside the adapter, such as {"style": "prompt"} (%s)',
+            name,
+            STYLE_FILE,
+            ", ".join(STYLES),
+        )
+    return style
+
+
+def context_length(config: Any) -> int:
+    """Most tokens that a model can take, from its configuration; some have no limit, and get one."""
+    text = config.get_text_config()
+    for name in ("max_position_embeddings", "n_positions", "seq_length"):
+        found = getattr(text, name, None)
+        if isinstance(found, int) and found > 1:
+            return found
+    return NO_LIMIT
