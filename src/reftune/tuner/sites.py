@@ -5,6 +5,7 @@ Must not know: adapters, interventions, positions.
 
 from __future__ import annotations
 
+import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,14 @@ def models_above(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
         if isinstance(module, PreTrainedModel)
         and any(stack.path.startswith(f"{name}." if name else "") for stack in stacks)
     ]
+
+
+def model_of_tokens(root: nn.Module) -> nn.Module | None:
+    """The transformers model that gets the tokens, where blocks were not found and modules are named."""
+    base = root.base_model if isinstance(root, PreTrainedModel) else None
+    if base is None or root.config.is_encoder_decoder:  # type: ignore[union-attr]
+        return None
+    return base if "input_ids" in inspect.signature(type(base).forward).parameters else None
 
 
 def _is_block(module: nn.Module) -> bool:
