@@ -19,12 +19,13 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-vllm demo test test-vllm check format wheel bench bench-quick bench-serving bench-gpu clean
+.PHONY: help venv venv-vllm demo test test-vllm test-versions check format wheel bench bench-quick bench-serving bench-gpu clean
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
 	@echo "make test    all tests of a machine without accelerator (MARK='not slow' ARGS='-k name' WORKERS=2)"
 	@echo 'make test-vllm  tests with vLLM on the CPU, in .venv-vllm'
+	@echo 'make test-versions  tests with the newest and the oldest transformers, PEFT and TRL, in .venv-newest and -oldest'
 	@echo 'make check   lint, format, types, import layers'
 	@echo 'make format  let the linter repair what it can'
 	@echo 'make wheel   build the wheel and try it in a fresh environment'
@@ -72,6 +73,10 @@ test-vllm: $(VLLM)/.installed
 	$(VLLM_TEST) --ignore=tests/serving/vllm/interpreted tests/serving/vllm $(ARGS)
 	TRITON_INTERPRET=1 PYTHONPATH=tests/serving/vllm/triton_on_cpu $(VLLM_TEST) tests/serving/vllm/interpreted $(ARGS)
 
+# Not part of a submission: the newest versions change from day to day.
+test-versions:
+	PYTHON='$(PYTHON)' MARK='$(MARK)' ARGS='$(ARGS)' scripts/versions.sh
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -99,6 +104,7 @@ wheel: $(STAMP)
 	assert path.is_relative_to(pathlib.Path(sys.prefix).resolve()), f"not from the wheel: {path}"'; \
 	$$pip install -q "$$wheel[cli]" -c constraints.txt; \
 	venv/bin/reftune --help; \
+	HF_HUB_OFFLINE=1 venv/bin/reftune show no-such-adapter 2>&1 | grep '^reftune: '; \
 	echo "wheel: $$(basename "$$wheel") imports and runs outside the source tree"
 
 bench: $(STAMP)
@@ -114,4 +120,4 @@ bench-gpu: $(STAMP)
 	$(BIN)/python -m benchmarks.run gpu $(ARGS)
 
 clean:
-	rm -rf .venv .venv-peers .venv-vllm build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-newest .venv-oldest .venv-peers .venv-vllm build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

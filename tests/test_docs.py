@@ -236,7 +236,7 @@ def test_commands_exist_and_their_options_parse(document: Path) -> None:
                 assert words[0] in verbs(), f"line {block.line}: reftune has no command {words[0]!r}"
                 verbs()[words[0]].make_context(words[0], list(words[1:]))
     for words in inline(document, "reftune"):
-        assert words[0] in {*verbs(), "--help", "--version"}, words
+        assert words[0] in {*verbs(), "--help", "--version", "--install-completion", "--show-completion"}, words
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

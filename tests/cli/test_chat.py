@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reftune.cli import chat as command
+from reftune import generation
 from reftune.data.style import PromptStyle
 from tests.cli.conftest import Command, assert_user_error
 from tests.training.text_models import PAIRS
@@ -42,13 +42,13 @@ def test_the_base_model_answers_without_the_adapter(reftune: Command, adapter: P
 
 def test_memory_and_reset(reftune: Command, adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
-    original = command.generate_texts
+    original = generation.generate_texts
 
     def recorded(model: object, tokenizer: object, prompts: list[dict], **more: object) -> list[str]:
         seen.append([turn["role"] for turn in prompts[0]["messages"]])
         return original(model, tokenizer, prompts, **more)
 
-    monkeypatch.setattr(command, "generate_texts", recorded)
+    monkeypatch.setattr(generation, "generate_texts", recorded)
     answers(reftune, adapter, ONE, f"/base {ONE}", TWO, "/reset", TWO, more=("--memory",))
     # what the base model said is not remembered
     assert seen == [["user"], ["user", "assistant", "user"], ["user", "assistant", "user"], ["user"]]

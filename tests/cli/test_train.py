@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from reftune.cli import output
+from reftune import training
+from reftune.cli import progress
 from tests.cli.conftest import Command, assert_user_error
 from tests.training.text_models import PAIRS, write_jsonl
 
@@ -119,7 +120,7 @@ def test_the_terminal_is_given_back_when_training_fails(
     reftune: Command, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bars: list[Any] = []
-    make = output._progress
+    make = progress.progress_bars
 
     def recorded(console: Any) -> Any:
         bars.append(make(console))
@@ -129,8 +130,8 @@ def test_the_terminal_is_given_back_when_training_fails(
         assert bars[0].live.is_started
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(output, "_progress", recorded)
-    monkeypatch.setattr(output.TrainingProgress, "on_step_end", interrupted)
+    monkeypatch.setattr(progress, "progress_bars", recorded)
+    monkeypatch.setattr(progress.TrainingProgress, "on_step_end", interrupted)
     assert reftune("train", write_yaml(tmp_path, base, data)).code == 130
     assert not bars[0].live.is_started
 
@@ -139,16 +140,14 @@ def test_a_loss_that_is_not_a_number(
     reftune: Command, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = write_yaml(tmp_path, base, data)
-    from reftune.cli import train as command
-
-    original = command.train_run
+    original = training.train_run
 
     def diverged(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         result.final_loss = float("nan")
         return result
 
-    monkeypatch.setattr(command, "train_run", diverged)
+    monkeypatch.setattr(training, "train_run", diverged)
     outcome = reftune("train", config, "--json")
     assert outcome.json["final_loss"] is None
     assert "diverged" in outcome.err

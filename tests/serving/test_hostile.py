@@ -19,12 +19,13 @@ from safetensors.torch import load_file, save
 
 from reftune import ReftConfig
 from reftune.config import GROUP_FIELDS
+from reftune.data.style import PromptStyle
+from reftune.errors import DataError
 from reftune.interventions import INTERVENTIONS
 from reftune.serving import AdapterError, read_adapter
 from reftune.serving.embedded.sites import ModelSites, Prepared
 from reftune.serving.folded import fold_adapter
 from reftune.serving.plans import most_sets
-from reftune.serving.prompts import read_style
 from reftune.serving.tensors import HEADER_LIMIT, NAME_LIMIT
 from tests.serving.folders import KINDS, adapted, save_adapters, text_model
 
@@ -53,7 +54,7 @@ def folder(good: Path, tmp_path: Path) -> Path:
 
 def serve(sites: ModelSites, folder: Path) -> Prepared:
     """All that servers do with a folder before an adapter is on a model."""
-    files, style = read_adapter(folder), read_style(folder)
+    files, style = read_adapter(folder), PromptStyle.read(folder)
     try:
         folded = fold_adapter(files, layers=2, width=32, prefix="model.layers")
         assert most_sets(folded.sites) and folded.rank >= 0
@@ -66,7 +67,7 @@ def serve(sites: ModelSites, folder: Path) -> Prepared:
 def is_served(sites: ModelSites, folder: Path) -> bool:
     try:
         serve(sites, folder)
-    except AdapterError as error:
+    except (AdapterError, DataError) as error:
         # it can be sent, and read
         assert len(str(error).encode()) < 3000
         return False
@@ -172,9 +173,9 @@ DEEP = ("[" * 200_000).encode()
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a folder for weights": (lambda f: as_folder(f, WEIGHTS), "not a regular file"),
     "a folder for the configuration": (lambda f: as_folder(f, CONFIG), "not a regular file"),
-    "a folder for the style": (lambda f: as_folder(f, STYLE), "not a regular file"),
+    "a folder for the style": (lambda f: as_folder(f, STYLE), "not a file"),
     "a long configuration": (lambda f: change(f, target_modules="x" * 300_000), "more than the 262144"),
-    "a long style": (lambda f: (f / STYLE).write_text(" " * 100_000), "more than the 65536"),
+    "a long style": (lambda f: (f / STYLE).write_text(" " * 100_000), "more than 65536"),
     "a long header": (head(b" " * (HEADER_LIMIT + 1)), f"more than the {HEADER_LIMIT}"),
     "a deep header": (head(DEEP), "header is not JSON"),
     "a deep style": (lambda f: (f / STYLE).write_bytes(DEEP[:50_000]), STYLE),
@@ -204,7 +205,7 @@ def test_refused(sites: ModelSites, folder: Path, what: str) -> None:
     spoil, part = REFUSED[what]
     spoil(folder)
     began = time.process_time()
-    with pytest.raises(AdapterError) as error:
+    with pytest.raises((AdapterError, DataError)) as error:
         serve(sites, folder)
     assert part in str(error.value) and len(str(error.value)) < 1000, str(error.value)
     assert time.process_time() - began < 5

@@ -19,7 +19,7 @@ import reftune.training.loss as loss_module
 from reftune import ReftConfig, ReftuneError
 from reftune.data import ReftCollator
 from reftune.training.frozen import FrozenPlan, frozen_plan
-from reftune.training.reuse import FrozenPrefix
+from reftune.training.reuse import FrozenPrefix, _cache_name
 from reftune.training.rows import rows_of
 from tests.models import CAUSAL, tiny_model
 from tests.training.fast_models import (
@@ -347,3 +347,15 @@ def test_blocks_and_head_are_left_as_they_were(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(RuntimeError, match="in the midst"):
         trainer_of(tmp_path, model, ROWS, max_steps=20).train()
     assert not [module for module in modules if "forward" in module.__dict__]
+
+
+def test_the_cache_is_passed_by_the_name_that_the_model_has_for_it() -> None:
+    """Up to transformers 5.23, and from 5.24 on; the old name is taken until 5.40."""
+
+    class Before(torch.nn.Module):
+        def forward(self, input_ids: Tensor, past_key_values: Any = None) -> None: ...
+
+    class After(torch.nn.Module):
+        def forward(self, input_ids: Tensor, cache: Any = None) -> None: ...
+
+    assert (_cache_name(Before()), _cache_name(After())) == ("past_key_values", "cache")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from reftune import PositionError, ReftConfig
 from reftune.tuner import ReftLayer
-from reftune.tuner.caches import is_cache_name
+from reftune.tuner.caches import find_cache, is_cache_name
 from tests.models import random_tokens
 from tests.tuner.adapters import adapted
 
@@ -102,6 +102,12 @@ def test_each_cache_of_transformers_is_known_by_its_name() -> None:
         unknown |= {p for p in parameters if any(s in p for s in sounds) and not is_cache_name(p)}
     # of another model's layers, for its drafts; states of an image
     assert unknown <= {"shared_kv_states", "image_hidden_states", "context_hidden_states"}
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache_params", "cache"])
+def test_a_cache_is_found_by_each_name_that_transformers_gave_it(name: str) -> None:
+    cache = tf.DynamicCache()
+    assert find_cache({"use_cache": True, "attention_mask": torch.ones(1, 2), name: cache}) is cache
 
 
 def prefix_cache(model: Any, ids: Tensor, **told: Any) -> tf.DynamicCache:

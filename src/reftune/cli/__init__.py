@@ -22,7 +22,7 @@ def main() -> None:
         sys.exit(f"reftune: the command needs {', '.join(missing)}: run `pip install 'reftune[cli]'`")
     _quiet_imports()
     try:
-        from .app import run  # noqa: PLC0415 — only now is it known that the extra is there
+        from .app import run  # only now is it known that the extra is there
     except KeyboardInterrupt:
         sys.stderr.write("reftune: interrupted before it began\n")
         sys.exit(130)

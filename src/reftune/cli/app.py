@@ -12,9 +12,11 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from ..errors import ReftuneError
 from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise, serve, show, train
+from .output import load_package
 
 __all__ = ["app", "run"]
 
@@ -23,7 +25,6 @@ INTERRUPTED = 130
 app = typer.Typer(
     name="reftune",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
@@ -44,22 +45,30 @@ def options(
     """Representation finetuning (ReFT): train, try and inspect adapters of language models."""
 
 
-app.command("demo")(demo.demo)
-app.command("train")(train.train)
-app.command("generate")(generate.generate)
-app.command("chat")(chat.chat)
-app.command("eval")(evaluate.evaluate)
-app.command("compare")(compare.compare)
-app.command("judge")(judge.judge)
-app.command("memorise")(memorise.memorise)
-app.command("show")(show.show)
-# all that is not known here goes on to the server, to the harness
+class Verb(TyperCommand):
+    """A verb whose arguments are right begins by loading the package."""
+
+    def invoke(self, ctx: Any) -> Any:
+        load_package()
+        return super().invoke(ctx)
+
+
+app.command("demo", cls=Verb)(demo.demo)
+app.command("train", cls=Verb)(train.train)
+app.command("generate", cls=Verb)(generate.generate)
+app.command("chat", cls=Verb)(chat.chat)
+app.command("eval", cls=Verb)(evaluate.evaluate)
+app.command("compare", cls=Verb)(compare.compare)
+app.command("judge", cls=Verb)(judge.judge)
+app.command("memorise", cls=Verb)(memorise.memorise)
+app.command("show", cls=Verb)(show.show)
+# all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
 }
 app.command("serve", **PASSING)(serve.serve)
-app.command("lm-eval", **PASSING)(lm_eval.lm_eval)
+app.command("lm-eval", cls=Verb, **PASSING)(lm_eval.lm_eval)
 
 
 def run() -> None:

@@ -9,8 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from ..generation import generate_texts
-from ..models import load_adapter
 from .generate import StyleOption, style_for
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 
@@ -39,6 +37,9 @@ def chat(
     memory: Annotated[bool, typer.Option(help="Keep earlier turns in the prompt.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
+    from ..generation import generate_texts
+    from ..models import load_adapter
+
     results, progress = consoles(as_json)
     quiet_libraries()
     model, tokenizer = load_adapter(adapter, base=base)

@@ -6,20 +6,18 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ..comparison.compare import compare as do_compare
-from ..comparison.compare import results_of
-from ..comparison.report import write_report
-from ..comparison.study import Run, StudyConfig
 from ..errors import ReftuneError
 from ..files import check_writable, read_json, write_json
-from ..reporting import check_report
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 from .train import read_yaml
+
+if TYPE_CHECKING:
+    from ..comparison.study import Run
 
 __all__ = ["compare"]
 
@@ -61,6 +59,12 @@ def compare(
     report_only: Annotated[bool, typer.Option("--report-only", help="Of the runs that are done.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
+    from ..comparison.compare import compare as do_compare
+    from ..comparison.compare import results_of
+    from ..comparison.report import write_report
+    from ..comparison.study import StudyConfig
+    from ..reporting import check_report
+
     values = read_yaml(config) if config is not None else {}
     given: dict[str, Any] = {
         "model": model,

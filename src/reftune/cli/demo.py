@@ -8,18 +8,18 @@ import time
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from ..files import check_writable
-from ..generation import generate_texts
-from ..models import SMOLLM2, load_base, resolve_model
-from ..training import RunConfig, RunResult, train_run
-from .output import JsonFlag, TrainingProgress, command, consoles, emit, quiet_libraries, say
+from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
 from .train import result_dict
+
+if TYPE_CHECKING:
+    from ..training import RunResult
 
 __all__ = ["DEMOS", "Demo", "demo"]
 
@@ -103,6 +103,10 @@ def demo(
     as_json: JsonFlag = False,
 ) -> None:
     start = time.perf_counter()
+    from ..models import SMOLLM2, load_base, resolve_model
+    from ..training import RunConfig, train_run
+    from .progress import TrainingProgress
+
     results, progress = consoles(as_json)
     quiet_libraries()
     check_writable(output)
@@ -137,6 +141,8 @@ demo.__doc__ = EXAMPLE
 
 def answers(model: Any, tokenizer: Any, questions: tuple[str, ...]) -> list[str]:
     """Answers to questions that were not trained on."""
+    from ..generation import generate_texts
+
     records = [{"messages": [{"role": "user", "content": question}]} for question in questions]
     return generate_texts(model, tokenizer, list(records), max_new_tokens=ANSWER_TOKENS)
 

@@ -6,22 +6,22 @@ import os
 import shlex
 import textwrap
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..comparison.classify import classify_rows
 from ..errors import ReftuneError
 from ..evaluation.data import DATA_VARIABLE, task_rows
 from ..evaluation.judge import write_alpaca_eval
-from ..evaluation.runner import TaskResult, evaluate_rows
 from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
 from ..evaluation.tasks.base import Task
 from ..files import check_writable, read_json, write_json
-from ..models import adapter_config, check_model, fingerprint, is_adapter, load_adapter, load_base, refuse_encoder
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
+
+if TYPE_CHECKING:
+    from ..evaluation.runner import TaskResult
 
 __all__ = ["evaluate"]
 
@@ -60,6 +60,10 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
+    from ..comparison.classify import classify_rows
+    from ..evaluation.runner import evaluate_rows
+    from ..models import check_model, fingerprint, is_adapter, load_adapter, load_base, refuse_encoder
+
     chosen = parse_tasks(tasks)
     results, progress = consoles(as_json)
     quiet_libraries()
@@ -117,6 +121,8 @@ def head_of(adapter: str, tasks: list[Task]) -> int | None:
     Raises:
         ReftuneError: it cannot be asked these tasks.
     """
+    from ..models import adapter_config, is_adapter
+
     if not is_adapter(adapter) or adapter_config(adapter).task_type != "SEQ_CLS":
         return None
     heads = {task.name: len(task.classes.names) or 1 for task in tasks if task.classes is not None}

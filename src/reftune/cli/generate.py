@@ -11,8 +11,6 @@ from rich.console import Console
 from ..data.records import read_records
 from ..data.style import STYLE_FILE, STYLES, PromptStyle
 from ..errors import ReftuneError
-from ..generation import generate_texts
-from ..models import adapter_style, load_adapter
 from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
 
 __all__ = ["StyleOption", "generate", "style_for"]
@@ -54,6 +52,9 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="The same as --prompt-style prompt.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
+    from ..generation import generate_texts
+    from ..models import load_adapter
+
     results, progress = consoles(as_json)
     quiet_libraries()
     if raw and prompt_style not in (None, "prompt"):
@@ -88,6 +89,8 @@ generate.__doc__ = EXAMPLE
 
 def style_for(adapter: str, tokenizer: Any, *, chosen: str | None, console: Console) -> PromptStyle:
     """As the adapter was trained, or as is chosen; where nothing says, a chat turn or the bare text, which is told."""
+    from ..models import adapter_style
+
     known = adapter_style(adapter)
     if chosen is not None:
         return known if known is not None and known.style == chosen else PromptStyle(chosen)

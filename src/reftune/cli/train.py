@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
@@ -13,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ReftuneError
-from ..training import RunConfig, RunResult, end_processes, train_run
-from ..training.run import keys_and_values
-from .output import JsonFlag, TrainingProgress, command, consoles, emit, quiet_libraries, say
+from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
+
+if TYPE_CHECKING:
+    from ..training import RunResult
 
 __all__ = ["result_dict", "train"]
 
@@ -62,6 +63,12 @@ def train(
     top |= {"packing": packing, "reuse": reuse}
     top["output"] = None if output is None else str(output)
     values.update({key: value for key, value in top.items() if value is not None})
+    missing = [name for name in ("model", "data", "output") if values.get(name) is None]
+    if missing and config is None:
+        raise typer.BadParameter(f"give CONFIG.yaml, or also the flags {', '.join(f'--{name}' for name in missing)}")
+    from ..training import RunConfig, end_processes, train_run
+    from .progress import TrainingProgress
+
     reft = {"r": rank, "layers": layers, "positions": positions, "intervention": intervention}
     _merge(values, "reft", reft)
     _merge(
@@ -73,9 +80,6 @@ def train(
             "per_device_train_batch_size": batch_size,
         },
     )
-    missing = [name for name in ("model", "data", "output") if values.get(name) is None]
-    if missing and config is None:
-        raise typer.BadParameter(f"give CONFIG.yaml, or also the flags {', '.join(f'--{name}' for name in missing)}")
     run = RunConfig.from_mapping(values)
     results, progress = consoles(as_json)
     quiet_libraries()
@@ -135,6 +139,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _merge(values: dict[str, Any], section: str, flags: dict[str, Any]) -> None:
+    from ..training.run import keys_and_values
+
     given = {key: value for key, value in flags.items() if value is not None}
     if given:
         values[section] = {**keys_and_values(section, values.get(section) or {}), **given}

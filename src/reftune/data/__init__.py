@@ -12,10 +12,14 @@ Must not know: interventions, positions, the tuner.  All that leaves this packag
 
 from __future__ import annotations
 
-from reftune.data.collate import ReftCollator
+from typing import TYPE_CHECKING, Any
+
 from reftune.data.records import load_records
 from reftune.data.style import PromptStyle
 from reftune.data.tokenize import Example, build_dataset, encode_prompt, tokenize_record
+
+if TYPE_CHECKING:
+    from reftune.data.collate import ReftCollator
 
 __all__ = [
     "Example",
@@ -26,3 +30,12 @@ __all__ = [
     "load_records",
     "tokenize_record",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The collator is loaded when first asked for: it alone needs torch, which the command must not wait for."""
+    if name == "ReftCollator":
+        from reftune.data.collate import ReftCollator  # noqa: PLC0415
+
+        return ReftCollator
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

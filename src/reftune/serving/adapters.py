@@ -31,6 +31,7 @@ from ..errors import ReftuneError
 from ..interventions import INTERVENTIONS
 from ..peft_type import PREFIX
 from ..tuner.layer import groups_overlap
+from .limits import check_sizes, cut, plain
 from .pieces import breathe
 from .tensors import parse_tensors
 
@@ -39,11 +40,6 @@ __all__ = ["AdapterError", "AdapterFiles", "check_layers", "check_width", "read_
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 CONFIG_LIMIT = 1 << 18
 WEIGHTS_LIMIT = 10**9
-# Ranks, layers and the like.
-NUMBER_LIMIT = 1 << 14
-LIST_LIMIT = 1024
-TEXT_LIMIT = 4096
-VALUES_LIMIT = 8192
 GROUPS_LIMIT = 128
 # What names modules is not looked at, however long it is.
 NAMES = ("target_modules", "exclude_modules")
@@ -100,7 +96,7 @@ class AdapterFiles:
         for (path, _), units in found.items():
             if max(units) >= len(units):
                 lacks = next(i for i in range(len(units)) if i not in units)
-                raise AdapterError(f"the adapter {str(self.path)!r} lacks intervention {lacks} of {_cut(path)}")
+                raise AdapterError(f"the adapter {str(self.path)!r} lacks intervention {lacks} of {cut(path)}")
         # in the order of the blocks, which is not that of the files
         return {site: tuple(found[site][i] for i in range(len(found[site]))) for site in sorted(found, key=_numbered)}
 
@@ -133,7 +129,7 @@ def read_adapter(path: str | Path, *, limit: int = WEIGHTS_LIMIT) -> AdapterFile
     try:
         is_folder, only_pickle = folder.is_dir(), not (folder / WEIGHTS).exists() and (folder / PICKLE).exists()
     except (OSError, ValueError) as error:  # a name that is too long, or not to be looked at
-        raise AdapterError(f"there is no adapter in {_cut(str(path))}: {error}") from error
+        raise AdapterError(f"there is no adapter in {cut(str(path))}: {error}") from error
     if not is_folder:
         raise AdapterError(f"there is no adapter in {str(path)!r}: it is not a folder")
     if only_pickle:
@@ -182,7 +178,7 @@ def check_layers(files: AdapterFiles, count: int) -> None:
     try:
         wanted = {i for group in groups for i in resolve_layers(group.layers or "all", count)}
     except (ValueError, OverflowError) as error:
-        raise AdapterError(f"the adapter {str(files.path)!r}: {_plain(str(error))}") from error
+        raise AdapterError(f"the adapter {str(files.path)!r}: {plain(str(error))}") from error
     found = {int(path.rpartition(".")[2]) for path in files.blocks if path.rpartition(".")[2].isdecimal()}
     if missing := wanted - found:
         raise AdapterError(f"the adapter {str(files.path)!r} has no tensors for layers {_listed(missing)}")
@@ -204,7 +200,7 @@ def check_disjoint(files: AdapterFiles, sites: Iterable[Sequence[ReftGroup]]) ->
             if groups_overlap(one, other):
                 raise AdapterError(
                     f"the adapter {str(files.path)!r} has two groups that edit {one.component[:40]} of one layer at "
-                    f"overlapping positions ({_cut(one.positions)} and {_cut(other.positions)})"
+                    f"overlapping positions ({cut(one.positions)} and {cut(other.positions)})"
                 )
 
 
@@ -267,56 +263,34 @@ def _parse_config(folder: Path, content: bytes) -> ReftConfig:
     try:
         values: Any = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{where} cannot be read: {_plain(str(error))}") from error
+        raise AdapterError(f"{where} cannot be read: {plain(str(error))}") from error
     if not isinstance(values, dict):
         raise AdapterError(f"{where} is not a JSON object")
     kind = values.pop("peft_type", None)
     if kind != "REFT":
-        raise AdapterError(f"{where} is of an adapter of type {_cut(kind)}; only 'REFT' is served")
+        raise AdapterError(f"{where} is of an adapter of type {cut(kind)}; only 'REFT' is served")
     known = {f.name for f in fields(ReftConfig) if f.init}
-    unknown = sorted(_cut(name) for name in set(values) - known)
+    unknown = sorted(cut(name) for name in set(values) - known)
     if unknown:
         raise AdapterError(
             f"{where} has fields that this version of reftune does not know: {', '.join(unknown[:10])}; it may be newer"
         )
     if values.get("modules_to_save"):
         raise AdapterError(
-            f"{where} has modules_to_save={_cut(values['modules_to_save'])}; only interventions are served"
+            f"{where} has modules_to_save={cut(values['modules_to_save'])}; only interventions are served"
         )
     # the names of the tensors say which modules are edited
     values = {name: value for name, value in values.items() if name not in NAMES}
     try:
-        _check_sizes(values)
+        check_sizes(values)
         if isinstance(values.get("groups"), list) and len(values["groups"]) > GROUPS_LIMIT:
             raise ValueError(f"{len(values['groups'])} groups are more than the {GROUPS_LIMIT} that are served")
         config = ReftConfig(**values)
         groups = config.resolved_groups()
         _check_counts(groups)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise AdapterError(f"{where} is not valid: {_plain(str(error))}") from error
+        raise AdapterError(f"{where} is not valid: {plain(str(error))}") from error
     return config
-
-
-def _check_sizes(value: Any, name: str = "the configuration") -> int:
-    """Refuse what is larger than any adapter has, before something is made of it; `ValueError` names it.
-
-    Returns how many values there are.
-    """
-    breathe()
-    count = 1
-    if isinstance(value, dict):
-        count += sum(_check_sizes(item, str(key)) for key, item in value.items())
-    elif isinstance(value, list):
-        if len(value) > LIST_LIMIT:
-            raise ValueError(f"{_plain(name)} has {len(value)} entries, more than the {LIST_LIMIT} that are served")
-        count += sum(_check_sizes(item, name) for item in value)
-    elif isinstance(value, str) and len(value) > TEXT_LIMIT:
-        raise ValueError(f"{_plain(name)} has {len(value)} characters, more than the {TEXT_LIMIT} that are served")
-    elif isinstance(value, (int, float)) and not -NUMBER_LIMIT <= value <= NUMBER_LIMIT:
-        raise ValueError(f"{_plain(name)}={_cut(value)} is more than the {NUMBER_LIMIT} that are served")
-    if count > VALUES_LIMIT:
-        raise ValueError(f"{_plain(name)} has {count} values, more than the {VALUES_LIMIT} that are served")
-    return count
 
 
 def _check_counts(groups: list[ReftGroup]) -> None:
@@ -324,7 +298,7 @@ def _check_counts(groups: list[ReftGroup]) -> None:
     positions = sum(group.spec.count for group in groups)
     if positions > POSITIONS_LIMIT:
         raise ValueError(
-            f"positions={_cut(groups[0].positions)}{' and so on' if len(groups) > 1 else ''}: at most "
+            f"positions={cut(groups[0].positions)}{' and so on' if len(groups) > 1 else ''}: at most "
             f"{POSITIONS_LIMIT} positions are served; 'prompt' edits every token of it"
         )
     units = sum(map(_unit_count, groups))
@@ -358,23 +332,23 @@ def _check_units(files: AdapterFiles) -> None:
             count += 1
             if not any(fits[_shapes_of(unit)]):
                 raise AdapterError(
-                    f"the adapter {str(files.path)!r}: the tensors of {_cut(path)}, intervention {i} "
+                    f"the adapter {str(files.path)!r}: the tensors of {cut(path)}, intervention {i} "
                     f"({_told(unit)}), are not those of {_wanted(groups)}, which its configuration names"
                 )
     counts = [_unit_count(group) for group in files.groups]
     if not all(any(column) for column in zip(*fits.values(), strict=True)) or count < sum(counts):
         raise AdapterError(
             f"the adapter {str(files.path)!r} has tensors of {count} interventions, but its configuration asks "
-            f"for {_plain(' + '.join(map(str, counts)))} or more"
+            f"for {plain(' + '.join(map(str, counts)))} or more"
         )
 
 
 def _told(unit: UnitTensors) -> str:
-    return _plain(", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(unit.items())))
+    return plain(", ".join(f"{name} {list(tensor.shape)}" for name, tensor in sorted(unit.items())))
 
 
 def _wanted(groups: list[ReftGroup]) -> str:
-    return _plain(" or ".join(f"{group.intervention} of rank {group.r}" for group in groups))
+    return plain(" or ".join(f"{group.intervention} of rank {group.r}" for group in groups))
 
 
 def _unit_count(group: ReftGroup) -> int:
@@ -393,14 +367,4 @@ def _numbered(site: tuple[str, str]) -> list[tuple[bool, int, str]]:
 
 
 def _listed(numbers: Any) -> str:
-    return _plain(", ".join(map(str, sorted(numbers)))) or "none"
-
-
-def _cut(value: Any) -> str:
-    """A value of an adapter's, as a message can hold it; in ASCII, since half a surrogate pair cannot be sent."""
-    return _plain(ascii(value))
-
-
-def _plain(text: str) -> str:
-    found = text.encode("ascii", "backslashreplace").decode()
-    return found if len(found) <= 300 else f"{found[:297]}..."
+    return plain(", ".join(map(str, sorted(numbers)))) or "none"

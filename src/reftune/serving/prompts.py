@@ -14,9 +14,8 @@ from typing import Any
 from ..data import encode_prompt
 from ..data.style import STYLE_FILE, STYLES, PromptStyle
 from ..errors import DataError, ReftuneError
-from .adapters import AdapterError
 
-__all__ = ["PromptReader", "PromptTooLong", "context_length", "read_style"]
+__all__ = ["PromptReader", "PromptTooLong", "context_length", "style_of", "tell_no_style"]
 
 logger = logging.getLogger("reftune.serving")
 
@@ -92,27 +91,27 @@ class PromptReader:
             return encode_prompt(record, self.tokenizer)
 
 
-def read_style(folder: Path, *, name: str | None = None) -> PromptStyle | None:
-    """How the prompts of the adapter in a folder were written, None if nothing says.
-
-    Of an adapter that is about to be served by a `name`, it is then logged what is done instead.
+def style_of(folder: Path, *, name: str) -> PromptStyle | None:
+    """How the prompts of the adapter in a folder were written; where nothing says, what is done instead is logged.
 
     Raises:
-        AdapterError: its `reftune.json` cannot be used.
+        DataError: its `reftune.json` cannot be used.
     """
-    try:
-        style = PromptStyle.read(folder)
-    except DataError as error:
-        raise AdapterError(str(error)) from error
-    if style is None and name is not None:
-        logger.warning(
-            "the adapter %r has no %s, which says how its prompts were written: chats are put by the chat template; to "
-            'choose, put the file beside the adapter, such as {"style": "prompt"} (%s)',
-            name,
-            STYLE_FILE,
-            ", ".join(STYLES),
-        )
+    style = PromptStyle.read(folder)
+    if style is None:
+        tell_no_style(name)
     return style
+
+
+def tell_no_style(name: str) -> None:
+    """Log what is done with the chats of an adapter of which nothing says how its prompts were written."""
+    logger.warning(
+        "the adapter %r has no %s, which says how its prompts were written: chats are put by the chat template; to "
+        'choose, put the file beside the adapter, such as {"style": "prompt"} (%s)',
+        name,
+        STYLE_FILE,
+        ", ".join(STYLES),
+    )
 
 
 def context_length(config: Any) -> int:

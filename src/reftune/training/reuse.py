@@ -170,7 +170,7 @@ class FrozenPrefix:
             if r >= 0:
                 handle = self.plan.blocks[r].register_forward_hook(lambda block, args, out: outputs.append(out))
                 stack.callback(handle.remove)
-            root(input_ids=batch.inputs["input_ids"], past_key_values=cache, use_cache=True)
+            root(input_ids=batch.inputs["input_ids"], **{_cache_name(root): cache}, use_cache=True)
         hidden = self._hidden(outputs[0]) if outputs else torch.zeros(len(rows), batch.inputs["input_ids"].shape[1], 0)
         kv = self._keys_and_values(cache, batch.inputs["input_ids"].shape)
         return [
@@ -237,7 +237,7 @@ class FrozenPrefix:
         begin = torch.tensor(starts, device=device)[:, None]
         columns = torch.arange(past + width, device=device)[None]
         inputs["attention_mask"] = (columns >= past - begin).long()
-        inputs["past_key_values"], inputs["use_cache"] = cache, True
+        inputs[_cache_name(self.plan.root)], inputs["use_cache"] = cache, True
         if _takes_position_ids(self.plan.root):
             # padding stays within its row: some rotary embeddings look at the largest position of a call
             last = begin + torch.tensor([[len(entry.hidden) - 1] for entry in entries], device=device)
@@ -275,6 +275,11 @@ def _padded(values: list[Tensor], width: int, device: torch.device) -> Tensor:
 
 def _takes_position_ids(root: Any) -> bool:
     return "position_ids" in inspect.signature(root.forward).parameters
+
+
+def _cache_name(root: Any) -> str:
+    """`cache` from transformers 5.24 on."""
+    return "cache" if "cache" in inspect.signature(root.forward).parameters else "past_key_values"
 
 
 def describe(size: int, rows: int, where: str) -> str:

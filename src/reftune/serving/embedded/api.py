@@ -19,7 +19,7 @@ from ...data.style import PromptStyle
 from ..adapters import read_adapter
 from ..modules import allowed_path, check_name
 from ..page import attach_page
-from ..prompts import PromptReader, read_style
+from ..prompts import PromptReader, style_of
 from .engine import Engine
 from .errors import ApiError, install_handlers, timed_out
 from .metrics import Metrics
@@ -173,13 +173,12 @@ async def tokenize(body: TokenizeRequest, request: Request) -> TokenReply:
     """The tokens of the prompt that this model would be given."""
     service = service_of(request)
     service.adapter_of(body.model)
-    entry = service.engine.bank.find(body.model)
 
     def read() -> list[int]:
         if body.messages is None:
             return service.reader.text(body.prompt or "")
-        style = entry.card.style if entry is not None else None
-        return service.reader.chat([m.as_turn() for m in body.messages], style, body.tools)
+        turns = [message.as_turn() for message in body.messages]
+        return service.reader.chat(turns, service.style_of(body.model), body.tools)
 
     tokens = await asyncio.to_thread(read)
     texts = [str(text) for text in service.tokenizer.convert_ids_to_tokens(tokens)] if body.return_token_strs else None
@@ -238,7 +237,7 @@ async def load_reft_adapter(body: LoadRequest, request: Request) -> Response:
     def load() -> Any:
         folder: Path = allowed_path(body.reft_path, service.settings.allowed_folders)
         files = read_adapter(folder, limit=service.settings.max_adapter_bytes)
-        style = read_style(folder, name=body.reft_name)
+        style = style_of(folder, name=body.reft_name)
         return service.engine.load(body.reft_name, files, style=style, replace=body.load_inplace)
 
     # one at a time: each may take as much memory as max_adapter_bytes

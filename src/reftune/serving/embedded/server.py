@@ -21,7 +21,7 @@ from ...models import check_model, load_base
 from ..adapters import AdapterFiles, check_layers, check_width, read_adapter
 from ..modules import ReftModule, folder_of
 from ..page import PATH
-from ..prompts import PromptReader, context_length, read_style
+from ..prompts import PromptReader, context_length, style_of
 from .api import Service, make_app
 from .bank import load_to
 from .engine import Engine, EngineOptions
@@ -189,4 +189,4 @@ def read_module(settings: ServeSettings, module: ReftModule) -> tuple[AdapterFil
     text = check_model(settings.model).get_text_config()
     check_width(files, text.hidden_size)
     check_layers(files, text.num_hidden_layers)
-    return files, read_style(folder, name=module.name)
+    return files, style_of(folder, name=module.name)

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...data.style import PromptStyle
+from ...errors import DataError
 from ..adapters import AdapterError, AdapterFiles, read_adapter
 from ..cards import AdapterCard, group_facts
 from ..folded import FoldedAdapter, fold_adapter
 from ..modules import FILES
 from ..plans import most_sets
-from ..prompts import read_style
 from .architectures import ARCHITECTURES
 from .options import Options
 
@@ -60,7 +60,11 @@ class Reader:
         stamp = _stamp(path)
         files = read_adapter(path)
         maps = self._folded(path, files)
-        card = _card(files, maps, read_style(Path(path), name=path))
+        try:
+            style = PromptStyle.read(path)
+        except DataError as error:
+            raise AdapterError(str(error)) from error
+        card = _card(files, maps, style)
         self._known[path] = stamp, card
         if len(self._known) > KNOWN:
             # a loop may write a folder for each of its steps

@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from ...errors import ReftuneError
 from ..modules import ReftModule, allowed_path, check_name, parse_modules
 from ..page import attach_page
+from ..prompts import tell_no_style
 from .adapters import Reader
 from .chats import put_prompts
 from .frontend import forget, load_async, reader_of
@@ -86,6 +87,8 @@ async def add(engine: Any, registry: Registry, reader: Reader, module: ReftModul
     """
     check_free(registry, module.name, replace=replace)
     maps, card = await asyncio.get_running_loop().run_in_executor(None, reader.read, module.path)
+    if card.style is None:
+        tell_no_style(module.name)
     await load_async(engine, maps)
     with registry.changing():
         before = registry.cards().get(module.name)

@@ -15,13 +15,12 @@ import copy
 import functools
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ...data.style import PromptStyle
 from ...errors import ReftuneError
 from ..cards import AdapterCard
-from ..prompts import PromptReader, read_style
+from ..prompts import PromptReader
 from .requests import ReftRequest
 
 __all__ = ["install", "put_prompts"]
@@ -121,9 +120,9 @@ def _reader(owner: Any) -> PromptReader:
 
 def _with_system(messages: Sequence[Any], style: PromptStyle) -> list[Any]:
     """The messages behind the system turn of the adapter's training, unless they have one."""
-    if style.system is None or any(message.get("role") in ("system", "developer") for message in messages):
-        return list(messages)
-    return [{"role": "system", "content": style.system}, *messages]
+    # another name of it
+    has_system = any(message.get("role") == "developer" for message in messages)
+    return list(messages) if has_system else style.conversation(messages)["messages"]
 
 
 def _turns(messages: Sequence[Any]) -> list[dict[str, str]]:
@@ -170,7 +169,7 @@ def _put(llm: Any, messages: Any, request: Any) -> Any:
     if not isinstance(request, ReftRequest):
         return messages
     try:
-        style = read_style(Path(request.lora_path))
+        style = PromptStyle.read(request.lora_path)
         if style is None:
             return messages
         if style.style == "messages":

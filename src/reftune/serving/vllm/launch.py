@@ -16,12 +16,12 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from ...data.style import PromptStyle
 from ...errors import ReftuneError
 from ...models import resolve_model
 from ..adapters import read_adapter
 from ..modules import folder_of, parse_modules
 from ..page import check_page
-from ..prompts import read_style
 from . import problem
 from .adapters import Reader
 from .options import KEY, check_content_name, options_of, refusal_of
@@ -118,7 +118,7 @@ def check_adapters(args: argparse.Namespace) -> None:
     for folder in folders:
         # these without a model, whose configuration can be long in coming
         read_adapter(folder)
-        read_style(folder)
+        PromptStyle.read(folder)
     reader = reader_for(args)
     for folder in folders:
         reader.read(str(folder))
