@@ -72,7 +72,7 @@ def judge(task: str, model_type: str, name: str) -> Verdict:
             subject.adapt()
         except Exception as error:  # noqa: BLE001 — told in the verdict
             named = isinstance(error, ValueError) and any(n in str(error) for n in (name, f"'{model_type}'"))
-            verdict.status, verdict.why = ("refused" if named else "wrong"), short(error)
+            verdict.status, verdict.why = ("refused", str(error)) if named else ("wrong", short(error))
             return verdict
         try:
             subject.logits(EVERYWHERE, subject.batch("left"))
@@ -91,8 +91,8 @@ def judge(task: str, model_type: str, name: str) -> Verdict:
 
 
 def short(error: BaseException) -> str:
-    """One line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:400]
+    """The beginning, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
 
 
 def _subject(verdict: Verdict) -> Subject | None:

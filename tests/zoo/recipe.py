@@ -194,7 +194,7 @@ def tiny_model(model_type: str, class_name: str, *, seed: int = 0) -> Any:
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(config).parameters())
     if size > MAX_PARAMETERS:
-        raise ValueError(f"{size:,} parameters")
+        raise ValueError(f"the tiny model has {size:,} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)
