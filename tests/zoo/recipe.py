@@ -91,7 +91,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_hidden_layers": 2, "lru_width": WIDTH},
     "nemotron_h": {**NEMOTRON, "layers_block_type": ["mamba", "attention"]},
     "xmod": {"default_language": "en_XX"},
-    "xlstm": {"chunk_size": 16},
+    "xlstm": {"chunk_size": 16, "hidden_size": 128, "embedding_dim": 128},
     "gemma4_text": {"global_head_dim": 8},
     "gemma4_unified_text": {"global_head_dim": 8},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2},
@@ -194,7 +194,7 @@ def tiny_model(model_type: str, class_name: str, *, seed: int = 0) -> Any:
     with torch.device("meta"):
         size = sum(p.numel() for p in model_class(config).parameters())
     if size > MAX_PARAMETERS:
-        raise ValueError(f"{size:,} parameters")
+        raise ValueError(f"the tiny model has {size:,} parameters")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(config)

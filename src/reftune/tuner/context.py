@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PositionError
-from ..positions import PositionSpec, Segments, Slots, chosen_slots, own_slots, slots, token_mask
+from ..positions import PositionSpec, Segments, Slots, chosen_slots, own_slots, segments_of_full_rows, slots, token_mask
 from .caches import Filled
 
 __all__ = [
@@ -32,7 +32,9 @@ __all__ = [
     "Pick",
     "Progress",
     "Role",
+    "frame_of_full_rows",
     "pick",
+    "required_frame",
 ]
 
 PROMPT_LENGTH = "prompt_length"
@@ -196,6 +198,30 @@ class Progress:
     """How far a generation is whose cache does not count its columns."""
 
     columns: int = 0
+
+
+def frame_of_full_rows(batch: int, width: int, device: torch.device) -> Frame:
+    """Of something that is not tokens: each row of h is a prompt."""
+    return Frame(batch, width, segments=segments_of_full_rows(batch, width, device))
+
+
+def required_frame(frame: Frame | None, spec: PositionSpec, h: Tensor) -> Frame:
+    """The frame, if h [B, T, d] is of its tokens.
+
+    Raises:
+        PositionError: there is none, or h has other rows and columns.
+    """
+    if frame is None:
+        raise PositionError(
+            f"positions {str(spec)!r}: a block was called outside of its model, or a module that is not within the "
+            "blocks is edited, so its tokens are not known; call the model, edit its blocks, or use positions 'all'"
+        )
+    if tuple(h.shape[:2]) != (frame.batch, frame.width):
+        raise PositionError(
+            f"positions {str(spec)!r}: the module returns {list(h.shape)} where the call has {frame.batch} rows of "
+            f"{frame.width} tokens, so its tokens are not known; edit a block, or use positions 'all'"
+        )
+    return frame
 
 
 @dataclass(frozen=True)

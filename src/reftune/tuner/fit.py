@@ -43,6 +43,7 @@ UNFIT: dict[str, Unfit] = {
     "fsmt": _TURNED,
     "cpmant": Unfit("it puts tokens of its own before those of the text, so that columns are not those of the call"),
     "squeezebert": Unfit("it calls its blocks past the hooks by which they are edited"),
+    "reformer": Unfit("its blocks pass two streams on and compute them backwards in training, where no edit is known"),
     "prophetnet": Unfit("its decoder's blocks pass the tokens on once for each token that is predicted ahead"),
     "albert": Unfit(
         "it runs one block for all of its layers, so that no layer can be edited alone",

@@ -27,7 +27,7 @@ from .context import CallState, Role
 from .fit import check_fit, pads_right
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
 from .quantised import is_quantised, keep_float32
-from .sites import Site, find_root, find_sites, find_stacks, layer_number, models_above, module_width
+from .sites import Site, find_root, find_sites, find_stacks, layer_number, model_of_tokens, models_above, module_width
 from .surplus import warn_of_surplus
 from .targets import settle_targets
 from .watch import WATCHED, allow_whole_texts, unwatch, watch
@@ -162,6 +162,8 @@ class ReftModel(BaseTuner):
         is_lm = isinstance(root, PreTrainedModel) and root.can_generate()
         roles: dict[nn.Module, Role] = dict.fromkeys([root, *models_above(self.model, stacks)], "above")
         roles |= {self.model.get_submodule(stack.path): stack.role for stack in stacks}
+        if not stacks and (tokens := model_of_tokens(root)) is not None:
+            roles[tokens] = "causal"
         for module, role in roles.items():
             watch(module, state, role=role, is_root=module is root, is_lm=is_lm)
         for stack in stacks:

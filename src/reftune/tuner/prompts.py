@@ -26,6 +26,9 @@ def open_frame(role: Role, state: CallState, outer: Outer, given: Mapping[str, A
     """The frame of one call of a stack, from the arguments of its forward and from what is known above it."""
     tokens = given.get("input_ids")
     tokens = tokens if tokens is not None else given.get("inputs_embeds")
+    if tokens is None and role == "decoder":
+        # one that gets its embeddings from a module before it
+        tokens = given.get("hidden_states")
     if tokens is None or tokens.ndim < 2:
         return Frame(0, 0, of_tokens=False)
     batch, width = tokens.shape[:2]

@@ -5,8 +5,8 @@ Must not know: adapters, interventions, positions.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,14 +114,24 @@ def find_stacks(model: nn.Module) -> list[Stack]:
     def owner(name: str) -> str:
         return max((m for m in models if name == m or name.startswith(f"{m}." if m else "")), key=len)
 
-    if root.config.is_encoder_decoder:
-        return _encoder_and_decoder(root, models, found, owner)
+    def stack(role: Role, names: list[str], text: Any) -> list[Stack]:
+        """The longest list, of those that lie in a model of text where there are such."""
+        of_text = [name for name in names if models[owner(name)].config.model_type == text.model_type]
+        if not names:
+            return []
+        name = max(of_text or names, key=lambda candidate: len(found[candidate]))
+        around = models[owner(name)]
+        paths = tuple(f"{name}.{i}" for i in range(len(found[name])))
+        return [Stack(owner(name), role, paths, around.config.get_text_config())]
+
     text = root.config.get_text_config()
-    of_text = {name: b for name, b in found.items() if models[owner(name)].config.model_type == text.model_type}
-    candidates = of_text or found
-    name = max(candidates, key=lambda candidate: len(candidates[candidate]))
-    paths = tuple(f"{name}.{i}" for i in range(len(candidates[name])))
-    return [Stack(owner(name), "causal", paths, _config_of(models[owner(name)]))]
+    if not root.config.is_encoder_decoder:
+        return stack("causal", list(found), text)
+    encoder: Any = root.get_encoder()
+    within = set(encoder.modules())
+    encoding = [name for name in found if models[owner(name)] in within]
+    decoding = [name for name in found if name not in encoding]
+    return stack("encoder", encoding, encoder.config.get_text_config()) + stack("decoder", decoding, text)
 
 
 def models_above(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
@@ -134,27 +144,18 @@ def models_above(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
     ]
 
 
+def model_of_tokens(root: nn.Module) -> nn.Module | None:
+    """The transformers model that gets the tokens, where blocks were not found and modules are named."""
+    base = root.base_model if isinstance(root, PreTrainedModel) else None
+    if base is None or root.config.is_encoder_decoder:  # type: ignore[union-attr]
+        return None
+    return base if "input_ids" in inspect.signature(type(base).forward).parameters else None
+
+
 def _is_block(module: nn.Module) -> bool:
     module = getattr(module, "base_layer", module)
     # convolutions that make frames of sound are checkpointed too
     return isinstance(module, GradientCheckpointingLayer) and not isinstance(getattr(module, "conv", None), nn.Conv1d)
-
-
-def _encoder_and_decoder(
-    root: PreTrainedModel,
-    models: dict[str, PreTrainedModel],
-    found: dict[str, nn.ModuleList],
-    owner: Callable[[str], str],
-) -> list[Stack]:
-    encoder = root.get_encoder()
-    stacks = []
-    for name, blocks in found.items():
-        is_encoder = models[owner(name)] is encoder
-        paths = tuple(f"{name}.{i}" for i in range(len(blocks)))
-        stacks.append(
-            Stack(owner(name), "encoder" if is_encoder else "decoder", paths, _config_of(models[owner(name)]))
-        )
-    return sorted(stacks, key=lambda stack: stack.role != "encoder")
 
 
 def find_sites(model: nn.Module, stacks: list[Stack], group: ReftGroup) -> list[Site]:
@@ -210,11 +211,6 @@ def _heads(attention: nn.Module, stack: Stack) -> int:
     """Number of heads: what the attention says itself, since a configuration may have one for encoder and decoder."""
     own = (getattr(attention, name, None) for name in ("num_heads", "num_attention_heads", "n_heads"))
     return next((heads for heads in own if isinstance(heads, int)), None) or stack.config.num_attention_heads
-
-
-def _config_of(model: PreTrainedModel) -> Any:
-    """Configuration of the part of a model that has the blocks."""
-    return model.config.get_text_config()
 
 
 def _input_width(module: nn.Module) -> int:
