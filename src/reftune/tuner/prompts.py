@@ -151,7 +151,8 @@ def _fill_untold(frame: Frame, state: CallState, outer: Outer, segments: Segment
     if outer.scored_columns:
         frame.unknown = (
             "logits of several columns are asked for without labels, so this scores a text whose prompt is "
-            f"not known. Pass {PROMPT_LENGTH}= (tokens of each row's prompt) or labels with -100 on the prompt"
+            f"not known. Pass {PROMPT_LENGTH}= (tokens of each row's prompt) or labels with -100 on the prompt, or "
+            "use positions 'all', as in trainers that give neither (TRL's Distillation, SDFT, SDPO)"
         )
 
 
