@@ -162,9 +162,10 @@ def _refuse_guess(spec: PositionSpec) -> None:
         f"{PROMPT_LENGTH}; label_smoothing_factor and compute_loss_func take the labels away\n"
         "- in TRL's SFTTrainer without these: rows of 'prompt' and 'completion', or 'messages' with "
         "assistant_only_loss=True and a chat template that marks the answers ({% generation %})\n"
-        f"- in trainers that call the model without labels by design (TRL's ORPO, CPO, GKD, OnlineDPO; LLaMA-Factory's "
-        f"DPO and KTO): not supported with these positions, unless your batches have {PROMPT_LENGTH}=[…] (tokens of "
-        "each row's prompt); positions 'all' work, and so do 'f…' where prompts are no shorter\n"
+        "- in trainers that call the model without labels by design (TRL's ORPO, CPO, TPO, GKD, GOLD, OnlineDPO, A2PO; "
+        "LLaMA-Factory's DPO and KTO): not supported with these positions, unless your batches have "
+        f"{PROMPT_LENGTH}=[…] (tokens of each row's prompt); positions 'all' work, and so do 'f…' where prompts are no "
+        "shorter\n"
         "- if the whole text really is the prompt, as where a reward or an embedding is trained: "
         "ReftConfig(unknown_prompt='whole')"
     )
