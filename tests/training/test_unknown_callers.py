@@ -95,13 +95,38 @@ def test_several_labelled_stretches_are_told_of() -> None:
         adapted(positions="l1")(input_ids=ids, labels=labels, position_ids=packed)
 
 
+def test_texts_sampled_in_several_turns() -> None:
+    ids = random_tokens(2, 9)
+    labels = ids.clone()
+    labels[:, :3] = -100
+    mask = torch.ones(2, 6, dtype=torch.long)
+
+    def sample(model: Any, columns: int, **more: Any) -> None:
+        with torch.no_grad():
+            model.generate(input_ids=ids[:, :columns], attention_mask=mask[:, :columns], max_new_tokens=2, **more)
+
+    model = adapted(positions="l1").train()
+    for prompt_length in (None, [3, 3]):
+        sample(model, 3)
+        model(input_ids=ids, labels=labels)
+        sample(model, 6, prompt_length=prompt_length)
+        if prompt_length is None:
+            with pytest.raises(PositionError, match="sampled in several turns"):
+                model(input_ids=ids, labels=labels)
+    # a response that was gone on with
+    model(input_ids=ids, labels=labels)
+    for other in (adapted(positions="f1").train(), adapted(positions="l1").eval()):
+        sample(other, 6)
+        other(input_ids=ids, labels=labels)
+
+
 # --- the trainers of TRL ----------------------------------------------------------------------------------------------
 # Trainers of TRL 1.16 that are not run here, and why:
 #   AsyncGRPO, AsyncDistillation   need a server of vLLM, a kernel of a GPU (flash-attn3); their calls are tested below
 #   ServerDistillation             asks a server for the teacher: run without one, it is refused before it asks
 #   use_vllm, use_liger_kernel     need packages; Liger calls the backbone without labels, as AsyncDistillation does
 #   teacher_model_kind="ema"       of SDFT and SDPO: TRL itself refuses it for what is not LoRA
-#   GRPO with tools                a tiny model calls none; see docs/positions.md
+#   GRPO with tools                a tiny model calls none; a rollout_func of two turns stands for them
 # Experimental kto and distillation are those of `trl`, bema_for_ref_model is DPO, harbor and openreward serve GRPO.
 
 CHATS = [
@@ -252,6 +277,33 @@ def test_trainers_that_score_without_labels_are_refused(case: Any, tmp_path: Pat
     with pytest.raises(PositionError, match=r"(?s)scores a text whose prompt is not known.*positions 'all'"):
         made(case, tmp_path, reft()).train()
     made(case, tmp_path, reft(positions="all")).train()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("turns", [1, 2])
+def test_texts_sampled_in_several_turns_are_refused(turns: int, tmp_path: Path) -> None:
+    def rollout(prompts: list[str], trainer: Any) -> dict[str, Any]:
+        tokenizer = word_tokenizer()
+        given: Any = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
+        text, mask, columns = given["input_ids"], given["attention_mask"], given["input_ids"].shape[1]
+        for _ in range(turns):
+            with torch.no_grad():
+                text = trainer.model.generate(input_ids=text, attention_mask=mask, max_new_tokens=2, min_new_tokens=2)
+            mask = torch.nn.functional.pad(mask, (0, 2), value=1)
+        own = [row[used.bool()].tolist() for row, used in zip(given["input_ids"], given["attention_mask"], strict=True)]
+        return {"prompt_ids": own, "completion_ids": text[:, columns:].tolist(), "logprobs": None}
+
+    def trainer(config: ReftConfig) -> Any:
+        found = made(("GRPO", "prompts", GROUPS), tmp_path, config)
+        found.rollout_func = rollout
+        return found
+
+    if turns == 1:
+        assert all(ends == lengths for _, ends, lengths in ends_and_lengths(trainer(reft())))
+        return
+    with pytest.raises(PositionError, match=r"sampled in several turns.*'f…' or 'all'"):
+        trainer(reft()).train()
+    trainer(reft(positions="f2")).train()
 
 
 @pytest.mark.slow

@@ -84,6 +84,8 @@ class Frame:
     """Whether the same tokens came with labels just before, as trainers do that call the model anew for its logits."""
     several_turns: bool = False
     """Whether labels begin more than once in a text: of its prompts only the first is known."""
+    sampled_in_turns: bool = False
+    """Whether a text was sampled by several calls of `generate`, whose prompts ended elsewhere than these."""
     filled: Filled | None = None
     """Of a cache that was there before: the prompts for which its columns were edited, to be held against these."""
     of_tokens: bool = True
@@ -101,6 +103,8 @@ class Frame:
             _refuse_guess(spec)
         elif self.labelled_before and needs_end(spec):
             _warn_of_lost_labels(spec)
+        if self.sampled_in_turns and needs_end(spec):
+            _refuse_turns(spec)
         if self.several_turns and needs_end(spec):
             _warn_of_turns(spec)
         assert self.segments is not None
@@ -171,6 +175,15 @@ def _refuse_guess(spec: PositionSpec) -> None:
     )
 
 
+def _refuse_turns(spec: PositionSpec) -> None:
+    raise PositionError(
+        f"positions {str(spec)!r}: a text of this batch was sampled in several turns, as with tools, an "
+        "environment_factory or a rollout_func in TRL's GRPOTrainer. Each turn was sampled with edits at the end of "
+        "all that came before it, but here the prompt ends before the first, so later turns would be trained with other "
+        "edits than they were sampled with. Use positions 'f…' or 'all', or train without tools"
+    )
+
+
 def _warn_of_lost_labels(spec: PositionSpec) -> None:
     warnings.warn(
         f"positions {str(spec)!r}: these tokens came with labels just before and now come without, so nothing says "
@@ -232,6 +245,8 @@ class CallState(threading.local):
         self.calls: list[tuple[nn.Module | None, Outer, Frame | None]] = []
         self.labelled: Tensor | None = None
         """Tokens of the last call that had labels."""
+        self.sampled_behind: frozenset[tuple[int, ...]] = frozenset()
+        """Prompts of the last `generate` in training mode."""
 
     def __reduce__(self) -> tuple[type[CallState], tuple[()]]:
         return CallState, ()
