@@ -179,8 +179,8 @@ def _refuse_turns(spec: PositionSpec) -> None:
     raise PositionError(
         f"positions {str(spec)!r}: a text of this batch was sampled in several turns, as with tools, an "
         "environment_factory or a rollout_func in TRL's GRPOTrainer. Each turn was sampled with edits at the end of "
-        "all that came before it, but here the prompt ends before the first, so later turns would be trained with other "
-        "edits than they were sampled with. Use positions 'f…' or 'all', or train without tools"
+        "all that came before it, but here the prompt ends before the first, so later turns would be trained with "
+        "other edits than they were sampled with. Use positions 'f…' or 'all', or train without tools"
     )
 
 
