@@ -236,7 +236,7 @@ def ends_and_lengths(trainer: Any) -> list[tuple[bool, list[int], list[int]]]:
     tokens: list[Tensor] = []
 
     def look(*_: Any) -> None:
-        frame = layer.state.frame
+        frame: Any = layer.state.frame
         if layer.state.outer.prompts is None and not layer.disable_adapters:
             starts, ends = frame.segments.start, frame.segments.end
             firsts = tokens[-1].gather(1, starts.reshape(-1, 1)).flatten().tolist()
@@ -331,7 +331,8 @@ def test_the_calls_of_the_async_trainers_of_trl_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_reward_is_of_the_whole_text(tmp_path: Path) -> None:
-    from trl import RewardConfig, RewardTrainer
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
 
     config = base_model().config
     config.num_labels, config.pad_token_id = 1, 0
