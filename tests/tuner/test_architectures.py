@@ -64,6 +64,7 @@ ADVICE = [
             ("gemma3n_text", "Gemma3nForCausalLM"),
             ("deepseek_v4", "DeepseekV4ForCausalLM"),
             ("hy_v4", "HYV4ForCausalLM"),
+            ("qwen4_exp", "Qwen4ExpForCausalLM"),
         )
         for component in ("attention_output", "mlp_output")
     ),

@@ -90,6 +90,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_hidden_layers": 2, "lru_width": WIDTH},
     "nemotron_h": {**NEMOTRON, "layers_block_type": ["mamba", "attention"]},
+    "longcat_flash": {"qk_head_dim": 16, "num_layers": 1, "num_hidden_layers": 2},
     "xmod": {"default_language": "en_XX"},
     "xlstm": {"chunk_size": 16, "hidden_size": 128, "embedding_dim": 128},
     "gemma4_text": {"global_head_dim": 8},
@@ -107,7 +108,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": {
         "indexer_budget": 8,
         "indexer_n_heads": 4,
-        "indexer_kv_heads": 2,
+        "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_compress_ratio": 2,
     },

@@ -6,6 +6,7 @@ Must not know: how a class is judged.
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -82,11 +83,12 @@ def version() -> str:
 
 def main() -> None:
     """Judge all classes and write the document."""
-    verdicts = []
+    verdicts, began = [], time.process_time()
     for task, model_type, name in classes():
         verdicts.append(judge(task, model_type, name))
         print(f"{verdicts[-1].status:9} {name} {verdicts[-1].why}", flush=True)
     FILE.write_text(page(verdicts))
+    print(f"{time.process_time() - began:.0f} s of CPU time")
 
 
 if __name__ == "__main__":

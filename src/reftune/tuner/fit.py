@@ -53,7 +53,7 @@ UNFIT: dict[str, Unfit] = {
     "hrm_text": Unfit("it runs each of its blocks several times in a call, so that no layer can be edited alone"),
     "canine": Unfit("most of its blocks see several characters as one"),
     "funnel": Unfit("its later blocks see several tokens as one"),
-    **dict.fromkeys(("gemma3n_text", "deepseek_v4", "hy_v4"), _STREAMS),
+    **dict.fromkeys(("gemma3n_text", "deepseek_v4", "hy_v4", "qwen4_exp_text"), _STREAMS),
 }
 # These lengthen the rows to a multiple of their window, behind the tokens.
 PADS_RIGHT = ("longformer", "led", "pegasus_x")
