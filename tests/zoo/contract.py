@@ -94,7 +94,10 @@ def _subject(verdict: Verdict) -> Subject | None:
     """The base, if it can be built and called, and computes the same twice."""
     try:
         base = tiny_model(verdict.model_type, verdict.name)
-        subject = Subject(verdict.task, base)
+        task = verdict.task
+        if task == "IMAGE_TEXT":
+            task = "SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM"
+        subject = Subject(task, base)
         if subject.of_text and "attention_mask" not in subject.batch("left"):
             verdict.note("it takes no attention mask: give it rows without padding")
             subject.rows = subject.rows.of_one_length()
