@@ -86,6 +86,8 @@ class Frame:
     """Whether the same tokens came with labels just before, as trainers do that call the model anew for its logits."""
     several_turns: bool = False
     """Whether labels begin more than once in a text: of its prompts only the first is known."""
+    sampled_in_turns: bool = False
+    """Whether a text was sampled by several calls of `generate`, whose prompts ended elsewhere than these."""
     filled: Filled | None = None
     """Of a cache that was there before: the prompts for which its columns were edited, to be held against these."""
     of_tokens: bool = True
@@ -103,6 +105,8 @@ class Frame:
             _refuse_guess(spec)
         elif self.labelled_before and needs_end(spec):
             _warn_of_lost_labels(spec)
+        if self.sampled_in_turns and needs_end(spec):
+            _refuse_turns(spec)
         if self.several_turns and needs_end(spec):
             _warn_of_turns(spec)
         assert self.segments is not None
@@ -164,11 +168,21 @@ def _refuse_guess(spec: PositionSpec) -> None:
         f"{PROMPT_LENGTH}; label_smoothing_factor and compute_loss_func take the labels away\n"
         "- in TRL's SFTTrainer without these: rows of 'prompt' and 'completion', or 'messages' with "
         "assistant_only_loss=True and a chat template that marks the answers ({% generation %})\n"
-        f"- in trainers that call the model without labels by design (TRL's ORPO, CPO, GKD, OnlineDPO; LLaMA-Factory's "
-        f"DPO and KTO): not supported with these positions, unless your batches have {PROMPT_LENGTH}=[…] (tokens of "
-        "each row's prompt); positions 'all' work, and so do 'f…' where prompts are no shorter\n"
+        "- in trainers that call the model without labels by design (TRL's ORPO, CPO, TPO, GKD, GOLD, OnlineDPO, A2PO; "
+        "LLaMA-Factory's DPO and KTO): not supported with these positions, unless your batches have "
+        f"{PROMPT_LENGTH}=[…] (tokens of each row's prompt); positions 'all' work, and so do 'f…' where prompts are no "
+        "shorter\n"
         "- if the whole text really is the prompt, as where a reward or an embedding is trained: "
         "ReftConfig(unknown_prompt='whole')"
+    )
+
+
+def _refuse_turns(spec: PositionSpec) -> None:
+    raise PositionError(
+        f"positions {str(spec)!r}: a text of this batch was sampled in several turns, as with tools, an "
+        "environment_factory or a rollout_func in TRL's GRPOTrainer. Each turn was sampled with edits at the end of "
+        "all that came before it, but here the prompt ends before the first, so later turns would be trained with "
+        "other edits than they were sampled with. Use positions 'f…' or 'all', or train without tools"
     )
 
 
@@ -258,6 +272,8 @@ class CallState(threading.local):
         self.calls: list[tuple[nn.Module | None, Outer, Frame | None]] = []
         self.labelled: Tensor | None = None
         """Tokens of the last call that had labels."""
+        self.sampled_behind: frozenset[tuple[int, ...]] = frozenset()
+        """Prompts of the last `generate` in training mode."""
 
     def __reduce__(self) -> tuple[type[CallState], tuple[()]]:
         return CallState, ()
