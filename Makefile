@@ -16,14 +16,17 @@ WORKERS ?= 2
 # MARK='not slow' for the quick tests only; ARGS for anything else that pytest takes.
 MARK ?=
 ARGS ?=
+# Of test-models: 0, 1 or 2 for a third.
+PART ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-vllm demo test test-vllm test-versions check format wheel bench bench-quick bench-serving bench-gpu clean
+.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions check format wheel bench bench-quick bench-serving bench-gpu clean
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
 	@echo "make test    all tests of a machine without accelerator (MARK='not slow' ARGS='-k name' WORKERS=2)"
+	@echo 'make test-models  every class of transformers (7 minutes of CPU time; a third with PART=0, 1 or 2)'
 	@echo 'make test-vllm  tests with vLLM on the CPU, in .venv-vllm'
 	@echo 'make test-versions  tests with the newest and the oldest transformers, PEFT and TRL, in .venv-newest and -oldest'
 	@echo 'make check   lint, format, types, import layers'
@@ -55,7 +58,12 @@ demo: $(STAMP)
 
 test: $(TESTS)
 	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPATH='$(CURDIR)/$(TESTS)' \
-	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu and not vllm$(if $(MARK), and ($(MARK)))' $(ARGS)
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu and not vllm and not models$(if $(MARK), and ($(MARK)))' $(ARGS)
+
+# What docs/models.md says of each class.
+test-models: $(STAMP)
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PART='$(PART)' \
+	$(BIN)/python -m pytest -q -n $(WORKERS) -m models tests/tuner/test_architectures.py $(ARGS)
 
 # vLLM pins its dependencies, transformers among them, so it has an environment of its own. Every package is in the
 # list, so nothing is resolved: what torch's friends bring from the registry is made for CUDA.

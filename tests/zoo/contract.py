@@ -26,6 +26,7 @@ from .recipe import tiny_model
 from .subject import EVERYWHERE, SPECS, Place, Subject, changed, distance, logits, size
 
 NEW_TOKENS = 3
+STRICT = "Class validation error for validator 'validate_architecture': ValueError: "
 # Of logits, relative to their largest: rounding of float32 through a few layers.
 TOLERANCE = 2e-4
 # A base whose own logits differ by more than this is not compared with itself.
@@ -74,14 +75,7 @@ def judge(task: str, model_type: str, name: str) -> Verdict:
             named = isinstance(error, ValueError) and any(n in str(error) for n in (name, f"'{model_type}'"))
             verdict.status, verdict.why = ("refused", str(error)) if named else ("wrong", short(error))
             return verdict
-        try:
-            subject.logits(EVERYWHERE, subject.batch("left"))
-        except PositionError as error:
-            if not subject.two_stacks:
-                verdict.wrong(short(error))
-            verdict.note("rows padded left are refused when it is called")
-            subject.sides = ("right",)
-        for check in (_columns, _tokens_are_columns, _alone, _generate, _mixed, _saved):
+        for check in (_padding, _columns, _tokens_are_columns, _alone, _generate, _mixed, _saved):
             try:
                 with torch.no_grad():
                     check(subject, verdict)
@@ -92,14 +86,18 @@ def judge(task: str, model_type: str, name: str) -> Verdict:
 
 def short(error: BaseException) -> str:
     """The beginning, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:200]
+    text = " ".join(str(error).split()).removeprefix(STRICT)
+    return f"{type(error).__name__}: {text}"[:200]
 
 
 def _subject(verdict: Verdict) -> Subject | None:
     """The base, if it can be built and called, and computes the same twice."""
     try:
         base = tiny_model(verdict.model_type, verdict.name)
-        subject = Subject(verdict.task, base)
+        task = verdict.task
+        if task == "IMAGE_TEXT":
+            task = "SEQ_2_SEQ_LM" if base.config.is_encoder_decoder else "CAUSAL_LM"
+        subject = Subject(task, base)
         if subject.of_text and "attention_mask" not in subject.batch("left"):
             verdict.note("it takes no attention mask: give it rows without padding")
             subject.rows = subject.rows.of_one_length()
@@ -140,6 +138,17 @@ def _modes(subject: Subject, place: Place, side: str) -> Iterator[tuple[str, dic
             yield "labels", {"labels": rows.labels(side)}, rows.prompts
     elif subject.task == "SEQ_CLS" and place.positions == "f1+l1":
         yield "labels", {"labels": torch.zeros(len(whole), dtype=torch.long)}, whole
+
+
+def _padding(subject: Subject, verdict: Verdict) -> None:
+    """An encoder-decoder may refuse rows padded left, which its decoder would begin with."""
+    try:
+        subject.logits(EVERYWHERE, subject.batch("left"))
+    except PositionError:
+        if not subject.two_stacks:
+            raise
+        verdict.note("rows padded left are refused when it is called")
+        subject.sides = ("right",)
 
 
 def _columns(subject: Subject, verdict: Verdict) -> None:

@@ -91,6 +91,8 @@ def sound(model: Any, batch: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(1)
     name = model.main_input_name
     if name == "pixel_values":
+        if not hasattr(model.config, "encoder"):
+            raise ValueError("it needs pictures")
         size = getattr(model.config.encoder, "image_size", 28)
         return {name: torch.randn(batch, 3, size, size, generator=generator)}
     if name == "input_values":

@@ -24,7 +24,7 @@ WIDTH = 32
 LAYERS = 2
 MAX_PARAMETERS = 5_000_000
 TASKS = {"CAUSAL_LM": "CAUSAL_LM", "SEQUENCE_CLASSIFICATION": "SEQ_CLS", "SEQ_TO_SEQ_CAUSAL_LM": "SEQ_2_SEQ_LM"}
-TASKS |= {"SPEECH_SEQ_2_SEQ": "SEQ_2_SEQ_LM"}
+TASKS |= {"SPEECH_SEQ_2_SEQ": "SEQ_2_SEQ_LM", "IMAGE_TEXT_TO_TEXT": "IMAGE_TEXT"}
 
 # The first pattern that fits a field's whole name decides; only numbers that are there are replaced.
 NUMBERS: tuple[tuple[str, Any], ...] = (
@@ -65,8 +65,12 @@ FULL_ROPE = {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}
 MAMBA2 = {"mamba_n_heads": 8, "mamba_d_head": 8}
 NEMOTRON = {"mamba_num_heads": 8, "mamba_head_dim": 8}
 ZAMBA = {"attention_hidden_size": 64, "attention_head_dim": 16}
+MROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]}}
+OF_MROPE = ("qwen2_vl_text", "qwen2_5_vl_text", "qwen2_5_omni_text", "glm4v_text", "glm4v_moe_text", "glm_ocr_text")
+OF_MROPE += ("paddleocr_vl_text", "ernie4_5_vl_moe_text", "glm46v_text")
 # By model type, fields that win.
 EXCEPTIONS: dict[str, dict[str, Any]] = {
+    **{key: MROPE for key in OF_MROPE},
     "bamba": {**MAMBA2, "attn_layer_indices": [1]},
     "falcon_h1": {**MAMBA2, "mamba_d_ssm": 64},
     "mamba2": {"num_heads": 8, "head_dim": 8, "n_groups": 1},
@@ -90,6 +94,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "recurrent_gemma": {"block_types": ["recurrent", "attention"], "num_hidden_layers": 2, "lru_width": WIDTH},
     "nemotron_h": {**NEMOTRON, "layers_block_type": ["mamba", "attention"]},
+    "longcat_flash": {"qk_head_dim": 16, "num_layers": 1, "num_hidden_layers": 2},
     "xmod": {"default_language": "en_XX"},
     "xlstm": {"chunk_size": 16, "hidden_size": 128, "embedding_dim": 128},
     "gemma4_text": {"global_head_dim": 8},
@@ -107,7 +112,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "qwen4_exp_text": {
         "indexer_budget": 8,
         "indexer_n_heads": 4,
-        "indexer_kv_heads": 2,
+        "indexer_kv_heads": 1,
         "indexer_head_dim": 8,
         "indexer_compress_ratio": 2,
     },
@@ -117,7 +122,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 
 
 def classes() -> Iterator[tuple[str, str, str]]:
-    """(task, model type, class) of all that transformers' mappings name, each class once."""
+    """(part of the document, model type, class) of all that transformers' mappings name, each class once."""
     seen = set()
     for mapping, task in TASKS.items():
         for model_type, names in getattr(modeling_auto, f"MODEL_FOR_{mapping}_MAPPING_NAMES").items():
@@ -176,6 +181,8 @@ def _small(name: str, value: Any) -> dict[str, Any]:
         return {name: [kinds[i % len(kinds)] for i in range(LAYERS)]}
     if name == "attn_pdrop" and isinstance(value, int):
         return {name: 0}
+    if name == "rope_parameters" and isinstance(value, dict) and "mrope_section" in value:
+        return {name: {**value, "mrope_section": [2, 1, 1]}}
     if isinstance(value, (int, float)) or name in ALWAYS:
         for pattern, number in NUMBERS:
             if re.fullmatch(pattern, name):

@@ -6,6 +6,7 @@ Must not know: how a class is judged.
 from __future__ import annotations
 
 import re
+import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,14 +23,15 @@ TITLES = {
     "CAUSAL_LM": "Causal language models",
     "SEQ_CLS": "Sequence classification",
     "SEQ_2_SEQ_LM": "Encoder-decoders, of text and of speech",
+    "IMAGE_TEXT": "Pictures and text",
 }
 WORDS = """\
 # Models
 
 Which classes of transformers an adapter works on. A test builds a tiny random model of every class that transformers
-{version} lists for causal language modelling, sequence classification, sequence-to-sequence and speech-to-text, puts
-adapters on it and watches what they do. This page is written by that test: `python -m tests.zoo.table` writes it anew,
-and the test fails where the page is not what it finds.
+{version} lists for causal language modelling, sequence classification, sequence to sequence, speech to text, and
+pictures and text, puts adapters on it and watches what they do. This page is written by `python -m tests.zoo.table`;
+`make test-models` fails where the page is not what it finds.
 
 - **right**: the edited tokens were exactly those that the [positions](positions.md) name: `f1+l1`, `l1`, `prompt`,
   `all` and `response` at the first block of each stack, `f1+l1` at every other; in rows padded left and right, with
@@ -82,11 +84,12 @@ def version() -> str:
 
 def main() -> None:
     """Judge all classes and write the document."""
-    verdicts = []
+    verdicts, began = [], time.process_time()
     for task, model_type, name in classes():
         verdicts.append(judge(task, model_type, name))
         print(f"{verdicts[-1].status:9} {name} {verdicts[-1].why}", flush=True)
     FILE.write_text(page(verdicts))
+    print(f"{time.process_time() - began:.0f} s of CPU time")
 
 
 if __name__ == "__main__":

@@ -230,10 +230,11 @@ def required_frame(frame: Frame | None, spec: PositionSpec, h: Tensor) -> Frame:
             f"positions {str(spec)!r}: a block was called outside of its model, or a module that is not within the "
             "blocks is edited, so its tokens are not known; call the model, edit its blocks, or use positions 'all'"
         )
-    if tuple(h.shape[:2]) != (frame.batch, frame.width):
+    if h.ndim != 3 or tuple(h.shape[:2]) != (frame.batch, frame.width):
         raise PositionError(
             f"positions {str(spec)!r}: the module returns {list(h.shape)} where the call has {frame.batch} rows of "
-            f"{frame.width} tokens, so its tokens are not known; edit a block, or use positions 'all'"
+            f"{frame.width} tokens, so its tokens are not known; edit a module that returns [rows, tokens, width], as "
+            "blocks mostly do, or use positions 'all'"
         )
     return frame
 

@@ -53,7 +53,7 @@ UNFIT: dict[str, Unfit] = {
     "hrm_text": Unfit("it runs each of its blocks several times in a call, so that no layer can be edited alone"),
     "canine": Unfit("most of its blocks see several characters as one"),
     "funnel": Unfit("its later blocks see several tokens as one"),
-    **dict.fromkeys(("gemma3n_text", "deepseek_v4", "hy_v4"), _STREAMS),
+    **dict.fromkeys(("gemma3n_text", "deepseek_v4", "hy_v4", "qwen4_exp_text", "glm5_next_text"), _STREAMS),
 }
 # These lengthen the rows to a multiple of their window, behind the tokens.
 PADS_RIGHT = ("longformer", "led", "pegasus_x")
@@ -65,13 +65,16 @@ def check_fit(model: nn.Module, groups: Sequence[ReftGroup] | None) -> None:
     Raises:
         ValueError: it names the model, says why, and what to do instead.
     """
-    for name, model_type in _parts(model):
+    parts = _parts(model)
+    for _, model_type in parts:
         unfit = UNFIT.get(model_type)
         if unfit is None:
             continue
         fits = unfit.modules if groups is None else all(group.component in unfit.components for group in groups)
         if not fits:
-            raise ValueError(f"ReFT cannot edit {name} (model type {model_type!r}): {unfit.why}. {unfit.instead}")
+            raise ValueError(
+                f"ReFT cannot edit {parts[0][0]} (model type {model_type!r}): {unfit.why}. {unfit.instead}"
+            )
 
 
 def pads_right(model: nn.Module) -> bool:

@@ -22,7 +22,7 @@ __all__ = ["Site", "Stack", "find_root", "find_sites", "find_stacks", "models_ab
 # Names, relative to a block, of the module whose output is the component before the residual is added.  Bloom's
 # attention and MLP add the residual themselves, so there it is their last projection.
 ATTENTION = ("self_attention.dense", "self_attn", "attn", "attention.output.dense", "attention", "self_attention")
-ATTENTION += ("layer.0.SelfAttention", "temporal_block")
+ATTENTION += ("layer.0.SelfAttention", "temporal_block", "linear_attn")
 MLP = ("mlp.dense_4h_to_h", "mlp", "block_sparse_moe", "feed_forward", "ffn", "fc2", "output.dense")
 MLP += ("layer.2.DenseReluDense", "layer.1.DenseReluDense", "output")
 OUTPUT_PROJECTION = (
