@@ -98,9 +98,9 @@ def demo(threads: int) -> Measurement:
     result = json.loads(done.stdout)
     answers = [sample["adapter"] for sample in result["samples"]]
     wanted = json.loads(ANSWERS.read_text(encoding="utf-8"))["answers"]
-    same = sum(a == b for a, b in zip(answers, wanted, strict=True))
+    right = sum(a == b for a, b in zip(answers, wanted, strict=True))
     kept = {name: result[name] for name in ("final_loss", "training_seconds", "seconds", "steps")}
-    return {"whole_s": seconds, "answers": answers, "same": same, "of": len(wanted), **kept}
+    return {"whole_s": seconds, "answers": answers, "right": right, "of": len(wanted), **kept}
 
 
 def slower(measurement: Measurement, what: str = "training_s") -> Spread:
@@ -122,7 +122,7 @@ def tables(measurements: dict[str, Measurement]) -> Iterator[str]:
         m = measurements[DEMO]
         yield (
             f"`reftune demo`: {m['whole_s']:.1f} s for the process, of which training {m['training_seconds']:.1f} s "
-            f"({m['steps']} steps), final loss {m['final_loss']:.4f}; {m['same']} of {m['of']} answers as before."
+            f"({m['steps']} steps), final loss {m['final_loss']:.4f}; {m['right']} of {m['of']} answers right."
         )
 
 

@@ -274,7 +274,7 @@ def groups() -> dict[str, dict[str, Any]]:
     ragged = {"ours": row(1.0, rows=4), "pyreft": row(2.0, rows=2)}
     runs = {"ours": {"runs": [{"training_s": 10.0, "whole_s": 20.0, "parameters": 5, "loss": 0.1}]}}
     runs["pyreft"] = {"runs": [{"training_s": 70.0, "whole_s": 90.0, "parameters": 5, "loss": 0.1}]}
-    demo = {"whole_s": 50.0, "training_seconds": 40.0, "steps": 60, "final_loss": 0.1, "same": 6, "of": 6}
+    demo = {"whole_s": 50.0, "training_seconds": 40.0, "steps": 60, "final_loss": 0.1, "right": 6, "of": 6}
     variants = {"base": {"prefill_s": [1.0], "decode_s": [0.1]}, "ours": {"prefill_s": [1.01], "decode_s": [0.11]}}
     orthonormal = {"ours_s": [0.01], "torch_s": [3.0], "evaluated": 2}
     return {

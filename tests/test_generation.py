@@ -13,6 +13,7 @@ from peft import PeftModel, get_peft_model
 
 from reftune import DataError, ReftConfig
 from reftune.generation import generate_texts
+from tests.data.conftest import bpe_tokenizer
 from tests.training.text_models import CHATS, PAIRS, text_model, word_tokenizer
 
 PROMPTS: list[Any] = [pair["prompt"] for pair in PAIRS]
@@ -100,3 +101,15 @@ def test_sampling_arguments_pass_through(model: PeftModel) -> None:
         for _ in range(4)
     }
     assert len(sampled) > 1
+
+
+def test_half_a_character_at_the_end_is_left_out(model: PeftModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = bpe_tokenizer()
+    whole = tokenizer("w1 🌌", add_special_tokens=False)["input_ids"]
+    said = {"whole": whole, "cut": [*whole, *whole[-4:-1]], "only half": whole[-4:-1]}
+    for what, tokens in said.items():
+        monkeypatch.setattr(
+            model, "generate", lambda input_ids, tokens=tokens, **_: torch.cat([input_ids, torch.tensor([tokens])], 1)
+        )
+        expected = "" if what == "only half" else "w1 🌌"
+        assert generate_texts(model, tokenizer, ["w1"], max_new_tokens=9) == [expected], what

@@ -60,6 +60,8 @@ def generate_batches(
 ) -> Iterator[list[tuple[int, str]]]:
     """As `generate_texts`, each batch as soon as it is done: (index of the prompt, response as it was written).
 
+    A character that the end of the response cuts in two is left out.
+
     Raises:
         ReftuneError: the model is an encoder, or a prompt cannot be put (`DataError`, with its number).
     """
@@ -77,7 +79,13 @@ def generate_batches(
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen])
         with torch.inference_mode():
             made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **arguments)
-        yield [(i, str(tokenizer.decode(made[row, width:], skip_special_tokens=True))) for row, i in enumerate(chosen)]
+        texts = [str(tokenizer.decode(row[width:], skip_special_tokens=True)) for row in made]
+        yield [(i, whole_characters(text)) for i, text in zip(chosen, texts, strict=True)]
+
+
+def whole_characters(text: str) -> str:
+    """Without the sign for a broken character that a decoder puts at the end, where the last tokens are half of one."""
+    return text.rstrip("\ufffd")
 
 
 def _encoded(prompts: Sequence[dict[str, Any] | str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:

@@ -40,7 +40,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from .adapter_files import UNREADABLE, check_config_file, check_weights
-from .data.style import STYLE_FILE, PromptStyle
+from .data.style import STYLE_FILE, PromptStyle, write_styles
 from .errors import ReftuneError
 from .files import check_writable, sync, told
 from .tuner.surplus import SurplusWarning
@@ -54,7 +54,6 @@ __all__ = [
     "check_model",
     "fingerprint",
     "is_adapter",
-    "keep_style",
     "load_adapter",
     "load_base",
     "load_classifier",
@@ -307,23 +306,6 @@ def adapter_style(folder: str | Path) -> PromptStyle | None:
         return None
 
 
-def keep_style(model: Any, style: PromptStyle | None) -> None:
-    """Have the adapters that are trained saved with the style of their prompts, wherever they are saved."""
-    if style is not None and isinstance(model, PeftModel):
-        for name in model.active_adapters:
-            config: Any = model.peft_config[name]
-            config.prompt_style = style
-
-
-def write_styles(model: PeftModel, folder: str | Path) -> None:
-    """Beside adapters that `save_pretrained` put into a folder; those of ReFT have it already."""
-    for name, config in model.peft_config.items():
-        place = Path(folder) / ("" if name == "default" else name)
-        style = getattr(config, "prompt_style", None)
-        if style is not None and is_adapter(place):
-            style.write(place)
-
-
 def load_adapter(
     folder: str | Path, *, base: str | None = None, dtype: torch.dtype | str = "auto", labels: int | None = None
 ) -> tuple[PeftModel, PreTrainedTokenizerBase]:
@@ -379,7 +361,7 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
         target.mkdir(parents=True, exist_ok=True)
         temporary = stack.enter_context(tempfile.TemporaryDirectory(dir=target, prefix=SAVING))
         model.save_pretrained(temporary)
-        write_styles(model, temporary)
+        write_styles(model.peft_config, temporary)
         # adapters of other names than "default" have folders of their own
         for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
             if file.name in ("adapter_config.json", "README.md"):

@@ -11,12 +11,15 @@ from typing import Any
 import peft
 import pytest
 import torch
+import transformers as tf
 from torch import Tensor, nn
 
 from reftune import ReftConfig
 from reftune.tuner.sites import find_sites, find_stacks
 from tests.models import HEADS, HIDDEN, KINDS, tiny_model
 from tests.tuner.adapters import LAYERS, TASKS, adapted, config, inputs, logits
+from tests.zoo.recipe import classes
+from tests.zoo.recipe import tiny_model as zoo_model
 
 LLAMA = ("model.layers", "self_attn.o_proj", "mlp.down_proj")
 BERT = ("attention.output.dense", "output.dense")
@@ -114,6 +117,65 @@ def test_output_of_a_block_is_the_recorded_hidden_state(kind: str) -> None:
         after = model(**tokens(kind), output_hidden_states=True)[name]
     assert torch.equal(before[0], after[0])
     same(after[1] - before[1], v.expand_as(before[1]))
+
+
+def picture_to_text() -> Any:
+    """A ViT of width 16 and a BERT of width 32."""
+    vit = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    bert = {"vocab_size": 97, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+    joint = tf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        tf.ViTConfig(**vit, image_size=28, patch_size=14), tf.BertConfig(**bert, intermediate_size=64)
+    )
+    joint.decoder_start_token_id, joint.pad_token_id = 1, 0
+    return tf.VisionEncoderDecoderModel(config=joint).eval()
+
+
+@pytest.mark.parametrize("component", ["block_output", "attention_output", "mlp_output"])
+def test_an_encoder_and_a_decoder_of_two_widths(component: str) -> None:
+    fields = {"layers": "all", "component": component, "init": "random", "positions": "f1+l1"}
+    model = peft.get_peft_model(picture_to_text(), ReftConfig(r=2, **fields))
+    shapes = [tuple(p.shape) for name, p in model.named_parameters() if name.endswith(".R")]
+    assert shapes == [(2, 16), (2, 16), (2, 32), (2, 32)]
+    given = {"pixel_values": torch.randn(2, 3, 28, 28), "decoder_input_ids": torch.tensor([[1, 5, 6], [1, 7, 8]])}
+    with_it = logits(model, given)
+    with model.disable_adapter():
+        assert not torch.equal(with_it, logits(model, given))
+
+
+def test_heads_are_counted_in_the_stack_that_has_them() -> None:
+    heads = {"encoder_attention_heads": 4, "decoder_attention_heads": 2}
+    sizes = {"encoder_layers": 2, "decoder_layers": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64}
+    model = tf.BartForConditionalGeneration(tf.BartConfig(vocab_size=97, d_model=32, **heads, **sizes))
+    stacks = find_stacks(model)
+    for layer, head, width in ((0, 3, 32 // 4), (2, 1, 32 // 2)):
+        (group,) = ReftConfig(component=f"attention_head[{head}]", layers=[layer]).resolved_groups()
+        assert [site.width for site in find_sites(model, stacks, group)] == [width]
+    (group,) = ReftConfig(component="attention_head[2]", layers=[2]).resolved_groups()
+    with pytest.raises(ValueError, match=r"heads 0\.\.1"):
+        find_sites(model, stacks, group)
+
+
+def test_a_named_module_has_the_width_of_its_stack() -> None:
+    model = peft.get_peft_model(
+        picture_to_text(), ReftConfig(r=2, target_modules=r"encoder\.(layers|encoder\.layer)\.0", positions="all")
+    )
+    assert [tuple(p.shape) for name, p in model.named_parameters() if name.endswith(".R")] == [(2, 16)]
+
+
+@pytest.mark.parametrize(
+    "name, blocks",
+    [
+        # within a model of text and pictures
+        ("T5Gemma2ForConditionalGeneration", "model.encoder.text_model.layers.0"),
+        # beside convolutions, which are checkpointed like blocks
+        ("SpeechT5ForSpeechToText", "speecht5.encoder.wrapped_encoder.layers.0"),
+    ],
+)
+def test_the_encoder_is_found_beside_other_lists(name: str, blocks: str) -> None:
+    (model_type,) = {model_type for _, model_type, known in classes() if known == name}
+    stacks = find_stacks(zoo_model(model_type, name))
+    assert [stack.role for stack in stacks] == ["encoder", "decoder"]
+    assert stacks[0].blocks[0] == blocks
 
 
 def test_layers_of_an_encoder_decoder_are_counted_through() -> None:

@@ -88,7 +88,7 @@ def test_what_would_be_dropped_is_refused(fields: dict[str, Any], message: str) 
         ({"target_modules": ["embed_tokens"]}, {"model.embed_tokens"}),
         ({"target_modules": r"model\.layers\.1"}, {BLOCK}),
     ],
-    ids=str,
+    ids=lambda value: str(sorted(value) if isinstance(value, set) else value),
 )
 def test_what_is_saved_is_what_was_edited(fields: dict[str, Any], wanted: set[str], tmp_path: Path) -> None:
     model = adapted(**fields)

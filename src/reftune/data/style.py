@@ -17,7 +17,7 @@ from reftune.data.strict import parse_json
 from reftune.errors import DataError
 from reftune.files import write_text
 
-__all__ = ["STYLES", "STYLE_FILE", "PromptStyle"]
+__all__ = ["STYLES", "STYLE_FILE", "PromptStyle", "write_styles"]
 
 STYLE_FILE = "reftune.json"
 STYLES = ("messages", "instruction", "prompt")
@@ -139,6 +139,15 @@ class PromptStyle:
     def write(self, folder: str | Path) -> None:
         """Put the style beside the adapter."""
         write_text(Path(folder) / STYLE_FILE, json.dumps(asdict(self), ensure_ascii=False) + "\n")
+
+
+def write_styles(configs: Mapping[str, Any], folder: str | Path) -> None:
+    """Beside adapters that PEFT saved in a folder, each by its name; those of ReFT have it from their configuration."""
+    for name, config in configs.items():
+        place = Path(folder) / ("" if name == "default" else name)
+        style = getattr(config, "prompt_style", None)
+        if style is not None and (place / "adapter_config.json").is_file():
+            style.write(place)
 
 
 def _content(path: Path) -> str:

@@ -1,8 +1,9 @@
 """Serving: many adapters beside one base model, one chosen by the `model` of each request.
 
-`modules` reads what the command line names, `adapters` reads and checks saved adapters, `cards` is what is told of
-them; they are shared by the backends, which are packages of their own: `embedded` runs on transformers alone, `vllm` is
-a plug-in of vLLM.
+`modules` reads what the command line names, `adapters` and `tensors` read and check saved adapters within limits, in
+`pieces` so that running answers go on, `prompts` puts requests as training did, `cards` is what is told of adapters;
+they are shared by the backends, which are packages of their own: `embedded` runs on transformers alone, `vllm` is a
+plug-in of vLLM.
 
 Must not know: training, the command line.
 """

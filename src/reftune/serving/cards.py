@@ -1,4 +1,5 @@
-"""What a server tells of an adapter, at `/v1/reft_adapters` and to the chat page: which positions of which layers.
+"""What a server tells of an adapter, at `/v1/reft_adapters` and to the chat page: which positions of which layers, and
+how prompts are put.
 
 Plain numbers and texts, as they travel between processes.
 
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ..config import ReftGroup
+from ..data.style import PromptStyle
 from .plans import Sites, sites_from_wire
 
 __all__ = ["AdapterCard", "group_facts"]
@@ -30,6 +32,8 @@ class AdapterCard:
     """The blocks of each of the sites."""
     groups: tuple[dict[str, Any], ...]
     """As the adapter's configuration has them; a site names them by their numbers."""
+    style: PromptStyle | None = None
+    """How chats are put as prompts; None: by the chat template."""
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -38,7 +42,8 @@ class AdapterCard:
     def from_dict(cls, value: Mapping[str, Any]) -> AdapterCard:
         """What `as_dict` has made, tuples being lists by now."""
         layers = tuple(tuple(int(layer) for layer in site) for site in value["layers"])
-        return cls(str(value["digest"]), sites_from_wire(value["sites"]), layers, tuple(value["groups"]))
+        style = None if value["style"] is None else PromptStyle(**value["style"])
+        return cls(str(value["digest"]), sites_from_wire(value["sites"]), layers, tuple(value["groups"]), style)
 
 
 def group_facts(groups: Iterable[ReftGroup]) -> tuple[dict[str, Any], ...]:

@@ -22,10 +22,11 @@ from ..interventions import INTERVENTIONS, Intervention
 from ..interventions.base import LowRankIntervention
 from ..interventions.orthonormal import autocast_off
 from ..positions import unit_slices
-from .adapters import AdapterError, AdapterFiles, UnitTensors, check_layers, check_width
+from .adapters import AdapterError, AdapterFiles, UnitTensors, check_disjoint, check_layers, check_width
+from .pieces import breathe
 from .plans import Part, Site, Sites, sets_by_length, sites_from_wire
 
-__all__ = ["Affine", "FoldedAdapter", "fold", "fold_adapter", "joined"]
+__all__ = ["Affine", "FoldedAdapter", "fold", "fold_adapter", "joined", "phi_of"]
 
 
 class Affine(NamedTuple):
@@ -127,34 +128,38 @@ def fold_adapter(files: AdapterFiles, *, layers: int, width: int, prefix: str) -
     """
     check_width(files, width)
     check_layers(files, layers)
-    groups = files.config.resolved_groups()
+    groups = files.groups
     where = f"the adapter {str(files.path)!r}"
     for group in groups:
         if group.component != "block_output":
-            raise AdapterError(f"{where} edits {group.component}; this server edits outputs of blocks only")
+            raise AdapterError(f"{where} edits {group.component[:40]}; this server edits outputs of blocks only")
         if group.act_fn not in (None, "linear"):
             raise AdapterError(f"{where} has act_fn={group.act_fn!r}; this server takes linear interventions only")
+    layers_of = [_layers_of(group, layers) for group in groups]
     sites: dict[Site, int] = {}
     of_layers: dict[int, int] = {}
     maps: dict[tuple[int, int, int], Affine] = {}
     for path, units in files.blocks.items():
         layer = _layer_of(path, prefix, layers, where)
-        here = [(i, group) for i, group in enumerate(groups) if layer in _layers_of(group, layers)]
+        here = [(i, group) for i, group in enumerate(groups) if layer in layers_of[i]]
         site = tuple((i, group.positions, group.tie) for i, group in here)
+        if site not in sites:
+            check_disjoint(files, [[group for _, group in here]])
         of_layers[layer] = sites.setdefault(site, len(sites))
         wanted = [(i, unit, group) for i, group in here for unit, _ in enumerate(unit_slices(group.spec, group.tie))]
         if len(wanted) != len(units):
             raise AdapterError(f"{where} has {len(units)} interventions at {path!r}, but {len(wanted)} are named there")
         for (i, unit, group), tensors in zip(wanted, units, strict=True):
+            breathe()
             try:
-                maps[layer, i, unit] = fold(_phi(group, width, tensors), group)
+                maps[layer, i, unit] = fold(phi_of(group, width, tensors), group)
             except ValueError as error:
                 raise AdapterError(f"{where}: {path!r}: {error}") from error
     return FoldedAdapter(files.digest, tuple(sites), of_layers, maps)
 
 
-def _layers_of(group: ReftGroup, count: int) -> list[int]:
-    return resolve_layers("all" if group.layers is None else group.layers, count)
+def _layers_of(group: ReftGroup, count: int) -> frozenset[int]:
+    return frozenset(resolve_layers("all" if group.layers is None else group.layers, count))
 
 
 def _layer_of(path: str, prefix: str, count: int, where: str) -> int:
@@ -164,7 +169,12 @@ def _layer_of(path: str, prefix: str, count: int, where: str) -> int:
     return int(number)
 
 
-def _phi(group: ReftGroup, width: int, tensors: UnitTensors) -> Intervention:
+def phi_of(group: ReftGroup, width: int, tensors: UnitTensors) -> Intervention:
+    """The Φ of a group with these tensors.
+
+    Raises:
+        ValueError: there is none, as where its rank is above the width.
+    """
     phi = INTERVENTIONS[group.intervention](width, group.options, device="meta")
     for name in phi._parameters:
         phi._parameters[name] = torch.nn.Parameter(tensors[name], requires_grad=False)

@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import ReftuneError
+from huggingface_hub import snapshot_download
 
-__all__ = ["FILES", "ReftModule", "allowed_path", "check_name", "parse_modules"]
+from ..errors import ReftuneError
+from ..models import HUB_NAME
+
+__all__ = ["FILES", "ReftModule", "allowed_path", "check_name", "folder_of", "parse_modules"]
 
 FILES = ("adapter_config.json", "adapter_model.safetensors", "reftune.json")
 """What is ever read of an adapter's folder."""
@@ -62,6 +65,23 @@ def check_name(name: str, *, base_names: Collection[str] = ()) -> None:
         )
     if name in base_names:
         raise ReftuneError(f"the adapter name {name!r} is that of the base model; give the adapter another")
+
+
+def folder_of(module: ReftModule) -> Path:
+    """The folder of an adapter that is served from the start; one on the Hub is fetched.
+
+    Raises:
+        ReftuneError: there is none.
+    """
+    folder = Path(module.path)
+    if folder.is_dir() or not HUB_NAME.fullmatch(module.path):
+        return folder
+    try:
+        return Path(snapshot_download(module.path, allow_patterns=list(FILES)))
+    except (OSError, ValueError) as error:
+        raise ReftuneError(
+            f"the adapter {module.name!r}: {module.path!r} is neither a folder nor to be had from the Hub"
+        ) from error
 
 
 def allowed_path(path: str, folders: Sequence[str | Path]) -> Path:

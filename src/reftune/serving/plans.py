@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from ..positions import (
     slots,
     unit_slices,
 )
+from .pieces import breathe
 
 __all__ = ["Edit", "Part", "Sites", "block_key", "most_sets", "plan", "sets_by_length", "sites_from_wire"]
 
@@ -53,25 +55,23 @@ def sites_from_wire(value: Any) -> Sites:
     return tuple(tuple((int(group), str(text), str(tie)) for group, text, tie in site) for site in value)
 
 
-@lru_cache(maxsize=2**16)
+@lru_cache(maxsize=2**12)
 def plan(sites: Sites, length: int) -> tuple[Edit, ...]:
     """All edits of a request whose prompt has `length` tokens, in order, none overlapping."""
-    at: dict[int, set[Part]] = {}
-    whole: list[tuple[int, int | None, Part]] = []
+    ranges: list[tuple[int, int | None, Part]] = []
     for number, site in enumerate(sites):
         specs = [(group, parse_positions(text), tie) for group, text, tie in site]
         columns = _columns([spec for _, spec, _ in specs], length)
         joint = joint_span([spec for _, spec, _ in specs])
         for group, spec, tie in specs:
             if spec.scope != "span":
-                whole.append((*scope_range(spec, length), Part(number, group, 0)))
+                ranges.append((*scope_range(spec, length), Part(number, group, 0)))
                 continue
             own = own_slots(spec, joint)
             for unit, part in enumerate(unit_slices(spec, tie)):  # type: ignore[arg-type]
-                for column in (columns[slot] for slot in own[part]):
-                    if column is not None:
-                        at.setdefault(column, set()).add(Part(number, group, unit))
-    return _merged(at, whole)
+                runs = _runs([columns[slot] for slot in own[part]])
+                ranges += [(start, stop, Part(number, group, unit)) for start, stop in runs]
+    return _merged(ranges)
 
 
 def _columns(specs: Sequence[PositionSpec], length: int) -> list[int | None]:
@@ -83,16 +83,36 @@ def _columns(specs: Sequence[PositionSpec], length: int) -> list[int | None]:
     return [c if ok else None for c, ok in zip(found.columns[0].tolist(), found.valid[0].tolist(), strict=True)]
 
 
-def _merged(at: dict[int, set[Part]], whole: Sequence[tuple[int, int | None, Part]]) -> tuple[Edit, ...]:
-    borders = {border for column in at for border in (column, column + 1)}
-    borders |= {border for start, stop, _ in whole for border in (start, stop) if border is not None}
-    ends = sorted(borders)
+def _runs(columns: Sequence[int | None]) -> list[tuple[int, int]]:
+    """Columns in order → ranges without a gap."""
+    found: list[tuple[int, int]] = []
+    for column in columns:
+        if column is None:
+            continue
+        if found and found[-1][1] == column:
+            found[-1] = (found[-1][0], column + 1)
+        else:
+            found.append((column, column + 1))
+    return found
+
+
+def _merged(ranges: Sequence[tuple[int, int | None, Part]]) -> tuple[Edit, ...]:
+    begin: dict[int, list[Part]] = {}
+    end: dict[int, list[Part]] = {}
+    for start, stop, part in ranges:
+        if start != stop:
+            begin.setdefault(start, []).append(part)
+            if stop is not None:
+                end.setdefault(stop, []).append(part)
+    borders: list[int | None] = [*sorted(begin.keys() | end.keys()), None]
     found: list[Edit] = []
-    for i, start in enumerate(ends):
-        stop = ends[i + 1] if i + 1 < len(ends) else None
-        inside = {part for a, b, part in whole if a <= start and (b is None or start < b)}
-        parts = tuple(sorted(inside | at.get(start, set())))
-        if not parts or start == stop:
+    here: set[Part] = set()
+    for start, stop in pairwise(borders):
+        assert start is not None
+        here.difference_update(end.get(start, ()))
+        here.update(begin.get(start, ()))
+        parts = tuple(sorted(here))
+        if not parts:
             continue
         if found and found[-1].stop == start and found[-1].parts == parts:
             found[-1] = found[-1]._replace(stop=stop)
@@ -107,7 +127,12 @@ def sets_by_length(sites: Sites) -> tuple[frozenset[tuple[Part, ...]], ...]:
     spans = [joint_span([parse_positions(text) for _, text, _ in site]).count for site in sites]
     # above it, nothing is cut off; far above it, no prefix meets a suffix
     longest = 2 * max(spans, default=0) + 1
-    return tuple(frozenset(edit.parts for edit in plan(sites, n)) for n in range(1, longest + 1))
+    found = []
+    for length in range(1, longest + 1):
+        breathe()
+        # not from the cache, which is for requests
+        found.append(frozenset(edit.parts for edit in plan.__wrapped__(sites, length)))
+    return tuple(found)
 
 
 def most_sets(sites: Sites) -> int:

@@ -19,8 +19,8 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data import PromptStyle, ReftCollator
+from ..data.style import write_styles
 from ..errors import DataError, ReftuneError
-from ..models import keep_style, write_styles
 from ..tuner import call_state, find_root
 from .checkpoints import Room, damage, last_whole, rotate, saving, seal
 from .frozen import frozen_plan
@@ -106,7 +106,11 @@ class ReftTrainer(ProcessTrainer):
             processing_class=processing_class,
             **kwargs,
         )
-        keep_style(self.model, PromptStyle.of_dataset(train_dataset))
+        style = PromptStyle.of_dataset(train_dataset)
+        if style is not None and isinstance(model, PeftModel):
+            for name in model.active_adapters:
+                config: Any = model.peft_config[name]
+                config.prompt_style = style
 
         self.add_callback(Room)
 
@@ -143,7 +147,7 @@ class ReftTrainer(ProcessTrainer):
         super()._save(output_dir, state_dict)
         model = self._inner()
         if isinstance(model, PeftModel):
-            write_styles(model, output_dir or self.args.output_dir or ".")
+            write_styles(model.peft_config, output_dir or self.args.output_dir or ".")
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None

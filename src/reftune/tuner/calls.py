@@ -71,6 +71,8 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
             check_lengths(prompts, lengths := torch.as_tensor(lengths), columns, may_go_on=False)
             prompts = prompts.with_lengths(lengths)
         known.update(prompts=prompts, prompt_columns=columns)
+        if root.training:
+            state.sampled_behind = _texts(prompts, args, kwargs)
         _go_on_from_cache(known, kwargs)
     with state.announcing(**known):
         output = type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
@@ -122,7 +124,7 @@ def _refuse_guidance(root: Any, kwargs: dict[str, Any]) -> None:
 def _prompts(root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Segments, int]:
     """The prompt of each row and the number of columns that prompts and padding take."""
     mask = kwargs.get("attention_mask")
-    ids = next((x for x in (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids")) if isinstance(x, Tensor)), None)
+    ids = _ids(args, kwargs)
     tokens = kwargs.get("inputs_embeds")
     tokens = ids if tokens is None else tokens
     if tokens is None:
@@ -136,6 +138,20 @@ def _prompts(root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     past = filled_columns(find_cache(kwargs)) or 0
     columns = max(tokens.shape[1], int(past) + (tokens.shape[1] if kwargs.get("inputs_embeds") is not None else 0))
     return segments_of_full_rows(tokens.shape[0], columns, tokens.device), columns
+
+
+def _ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    given = (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids"))
+    return next((x for x in given if isinstance(x, Tensor)), None)
+
+
+def _texts(prompts: Segments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[tuple[int, ...]]:
+    """The tokens of the prompts."""
+    ids = _ids(args, kwargs)
+    if ids is None or ids.ndim != 2 or ids.shape[0] != prompts.start.numel():
+        return frozenset()
+    bounds = zip(ids.tolist(), prompts.start.flatten().tolist(), prompts.end.flatten().tolist(), strict=True)
+    return frozenset(tuple(row[start:end]) for row, start, end in bounds)
 
 
 def _mask_of_padding(root: Any, ids: Tensor, kwargs: dict[str, Any]) -> Tensor | None:

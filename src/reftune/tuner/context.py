@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PositionError
-from ..positions import PositionSpec, Segments, Slots, chosen_slots, own_slots, slots, token_mask
+from ..positions import PositionSpec, Segments, Slots, chosen_slots, own_slots, segments_of_full_rows, slots, token_mask
 from .caches import Filled
 
 __all__ = [
@@ -32,7 +32,9 @@ __all__ = [
     "Pick",
     "Progress",
     "Role",
+    "frame_of_full_rows",
     "pick",
+    "required_frame",
 ]
 
 PROMPT_LENGTH = "prompt_length"
@@ -84,6 +86,8 @@ class Frame:
     """Whether the same tokens came with labels just before, as trainers do that call the model anew for its logits."""
     several_turns: bool = False
     """Whether labels begin more than once in a text: of its prompts only the first is known."""
+    sampled_in_turns: bool = False
+    """Whether a text was sampled by several calls of `generate`, whose prompts ended elsewhere than these."""
     filled: Filled | None = None
     """Of a cache that was there before: the prompts for which its columns were edited, to be held against these."""
     of_tokens: bool = True
@@ -101,6 +105,8 @@ class Frame:
             _refuse_guess(spec)
         elif self.labelled_before and needs_end(spec):
             _warn_of_lost_labels(spec)
+        if self.sampled_in_turns and needs_end(spec):
+            _refuse_turns(spec)
         if self.several_turns and needs_end(spec):
             _warn_of_turns(spec)
         assert self.segments is not None
@@ -162,11 +168,21 @@ def _refuse_guess(spec: PositionSpec) -> None:
         f"{PROMPT_LENGTH}; label_smoothing_factor and compute_loss_func take the labels away\n"
         "- in TRL's SFTTrainer without these: rows of 'prompt' and 'completion', or 'messages' with "
         "assistant_only_loss=True and a chat template that marks the answers ({% generation %})\n"
-        f"- in trainers that call the model without labels by design (TRL's ORPO, CPO, GKD, OnlineDPO; LLaMA-Factory's "
-        f"DPO and KTO): not supported with these positions, unless your batches have {PROMPT_LENGTH}=[…] (tokens of "
-        "each row's prompt); positions 'all' work, and so do 'f…' where prompts are no shorter\n"
+        "- in trainers that call the model without labels by design (TRL's ORPO, CPO, TPO, GKD, GOLD, OnlineDPO, A2PO; "
+        "LLaMA-Factory's DPO and KTO): not supported with these positions, unless your batches have "
+        f"{PROMPT_LENGTH}=[…] (tokens of each row's prompt); positions 'all' work, and so do 'f…' where prompts are no "
+        "shorter\n"
         "- if the whole text really is the prompt, as where a reward or an embedding is trained: "
         "ReftConfig(unknown_prompt='whole')"
+    )
+
+
+def _refuse_turns(spec: PositionSpec) -> None:
+    raise PositionError(
+        f"positions {str(spec)!r}: a text of this batch was sampled in several turns, as with tools, an "
+        "environment_factory or a rollout_func in TRL's GRPOTrainer. Each turn was sampled with edits at the end of "
+        "all that came before it, but here the prompt ends before the first, so later turns would be trained with "
+        "other edits than they were sampled with. Use positions 'f…' or 'all', or train without tools"
     )
 
 
@@ -196,6 +212,30 @@ class Progress:
     """How far a generation is whose cache does not count its columns."""
 
     columns: int = 0
+
+
+def frame_of_full_rows(batch: int, width: int, device: torch.device) -> Frame:
+    """Of something that is not tokens: each row of h is a prompt."""
+    return Frame(batch, width, segments=segments_of_full_rows(batch, width, device))
+
+
+def required_frame(frame: Frame | None, spec: PositionSpec, h: Tensor) -> Frame:
+    """The frame, if h [B, T, d] is of its tokens.
+
+    Raises:
+        PositionError: there is none, or h has other rows and columns.
+    """
+    if frame is None:
+        raise PositionError(
+            f"positions {str(spec)!r}: a block was called outside of its model, or a module that is not within the "
+            "blocks is edited, so its tokens are not known; call the model, edit its blocks, or use positions 'all'"
+        )
+    if tuple(h.shape[:2]) != (frame.batch, frame.width):
+        raise PositionError(
+            f"positions {str(spec)!r}: the module returns {list(h.shape)} where the call has {frame.batch} rows of "
+            f"{frame.width} tokens, so its tokens are not known; edit a block, or use positions 'all'"
+        )
+    return frame
 
 
 @dataclass(frozen=True)
@@ -231,6 +271,8 @@ class CallState(threading.local):
         self.calls: list[tuple[nn.Module | None, Outer, Frame | None]] = []
         self.labelled: Tensor | None = None
         """Tokens of the last call that had labels."""
+        self.sampled_behind: frozenset[tuple[int, ...]] = frozenset()
+        """Prompts of the last `generate` in training mode."""
 
     def __reduce__(self) -> tuple[type[CallState], tuple[()]]:
         return CallState, ()

@@ -17,11 +17,10 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from ..config import ReftGroup
-from ..errors import PositionError
 from ..interventions import INTERVENTIONS, Intervention
 from ..peft_type import PREFIX
-from ..positions import PositionSpec, joint_span, own_slots, segments_of_full_rows, unit_slices
-from .context import CallState, Frame, pick
+from ..positions import PositionSpec, joint_span, own_slots, unit_slices
+from .context import CallState, Frame, frame_of_full_rows, pick, required_frame
 from .quantised import put_back
 
 __all__ = ["BASE", "ReftLayer", "edit_input", "edit_output"]
@@ -69,6 +68,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         self.layer = layer
         self.state = state
         self.has_tokens = has_tokens
+        self.pads_right = False
         self.groups: dict[str, list[ReftGroup]] = {}
         self._work: dict[tuple[str, ...], Work] = {}
         self.only_prompts = True
@@ -83,17 +83,24 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def update_layer(self, adapter_name: str, groups: Sequence[ReftGroup], host: nn.Module) -> None:
         """Add the adapter: one Φ for each unit of each group."""
         self.host_device, self.host_dtype = _device_and_dtype(host)
+        self.fresh.add(adapter_name)
+        phis = []
+        for group in groups:
+            for _ in unit_slices(group.spec, group.tie):
+                phi = INTERVENTIONS[group.intervention](self.width, group.options)
+                if self.host_device.type != "meta" and not any(p.is_meta for p in phi.parameters()):
+                    phi.to(self.host_device)
+                phis.append(phi)
+        self.adopt(adapter_name, groups, phis)
+
+    def adopt(self, adapter_name: str, groups: Sequence[ReftGroup], phis: Sequence[Intervention]) -> None:
+        """Add an adapter whose Φ are made already, in the order of its units, on the device of the host."""
         self.groups[adapter_name] = list(groups)
         self.only_prompts &= all(group.spec.scope in ("span", "prompt") for group in groups)
-        self.fresh.add(adapter_name)
-        for unit in self.units(adapter_name):
+        for unit, phi in zip(self.units(adapter_name), phis, strict=True):
             if unit.bank not in self._modules:
                 self.add_module(unit.bank, nn.ModuleDict())
                 self.adapter_layer_names = (*self.adapter_layer_names, unit.bank)
-            kind = INTERVENTIONS[unit.group.intervention]
-            phi = kind(self.width, unit.group.options)
-            if self.host_device.type != "meta" and not any(p.is_meta for p in phi.parameters()):
-                phi.to(self.host_device)
             self.bank(unit)[adapter_name] = phi
 
     def forget(self, adapter_name: str) -> None:
@@ -214,6 +221,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         if self._disable_adapters:
             return h
         frame = self._frame(h)
+        if self.pads_right and h.ndim == 3 and frame is not None and h.shape[1] > frame.width:
+            # columns that the model itself put behind those of the call
+            return torch.cat([self._edit_rows(h[:, : frame.width], frame), h[:, frame.width :]], 1)
         if h.ndim != 2:
             return self._edit_rows(h, frame)
         if frame is not None and h.shape[0] == frame.batch * frame.width:
@@ -221,7 +231,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             return self._edit_rows(h.reshape(frame.batch, frame.width, -1), frame).view(h.shape)
         if frame is not None and h.shape[0] == frame.batch:
             # a vector per row, such as a pooled state: a sequence of one
-            frame = _frame_of_full_rows(h.shape[0], 1, h.device)
+            frame = frame_of_full_rows(h.shape[0], 1, h.device)
         return self._edit_rows(h[:, None], frame).view(h.shape)
 
     def _frame(self, h: Tensor) -> Frame | None:
@@ -229,7 +239,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         if (not self.has_tokens) if frame is None else (not frame.of_tokens):
             # not a language model: the rows of h are the prompts
             width = h.shape[1] if h.ndim == 3 else 1
-            return _frame_of_full_rows(h.shape[0], width, h.device)
+            return frame_of_full_rows(h.shape[0], width, h.device)
         return frame
 
     def _edit_rows(self, h: Tensor, frame: Frame | None) -> Tensor:
@@ -263,7 +273,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
 
     def _apply_spans(self, h: Tensor, frame: Frame | None, work: Work, rows: Tensor | None) -> Tensor:
         joint = work.joint
-        known = _required(frame, joint, h)
+        known = required_frame(frame, joint, h)
         slots = None
         if rows is not None:
             slots = known.slots(joint, h.device)
@@ -301,7 +311,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     ) -> Tensor:
         keep = None
         if unit.group.spec.scope != "all":
-            keep = _required(frame, unit.group.spec, h).mask(unit.group.spec, h.device)
+            keep = required_frame(frame, unit.group.spec, h).mask(unit.group.spec, h.device)
             if keep is None:
                 return edited
         every_row = torch.arange(h.shape[0], device=h.device)
@@ -351,25 +361,6 @@ def groups_overlap(a: ReftGroup, b: ReftGroup) -> bool:
     return not (shared_rank and not (a.active_rows & b.active_rows))
 
 
-def _frame_of_full_rows(batch: int, width: int, device: torch.device) -> Frame:
-    """Of something that is not tokens: each row of h is a prompt."""
-    return Frame(batch, width, segments=segments_of_full_rows(batch, width, device))
-
-
-def _required(frame: Frame | None, spec: PositionSpec, h: Tensor) -> Frame:
-    if frame is None:
-        raise PositionError(
-            f"positions {str(spec)!r}: a block was called outside of its model, or a module that is not within the "
-            "blocks is edited, so its tokens are not known; call the model, edit its blocks, or use positions 'all'"
-        )
-    if tuple(h.shape[:2]) != (frame.batch, frame.width):
-        raise PositionError(
-            f"positions {str(spec)!r}: the module returns {list(h.shape)} where the call has {frame.batch} rows of "
-            f"{frame.width} tokens, so its tokens are not known; edit a block, or use positions 'all'"
-        )
-    return frame
-
-
 def _device_and_dtype(host: nn.Module) -> tuple[torch.device, torch.dtype]:
     """Of the first floating-point parameter of the host that is not an intervention's."""
     for name, parameter in host.named_parameters():
@@ -385,9 +376,11 @@ def edit_output(name: str, module: nn.Module, args: Any, output: Any) -> Any:
     assert isinstance(layer, ReftLayer)
     if layer.rests:
         return output
-    if isinstance(output, tuple):
-        return (layer.edit(output[0]), *output[1:])
-    return layer.edit(output)
+    if not isinstance(output, (tuple, list)):
+        return layer.edit(output)
+    parts = (layer.edit(output[0]), *output[1:])
+    # as its kind: some blocks return lists, some tuples with names
+    return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
 
 def edit_input(name: str, part: slice, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -24,9 +24,10 @@ from ..peft_type import PREFIX
 from .bases import share_bases, share_no_bases
 from .calls import checkpoint_as_before, checkpoint_with_frame, install_generate, uninstall_generate
 from .context import CallState, Role
+from .fit import check_fit, pads_right
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
 from .quantised import is_quantised, keep_float32
-from .sites import Site, find_root, find_sites, find_stacks, layer_number, models_above, module_width
+from .sites import Site, find_root, find_sites, find_stacks, layer_number, model_of_tokens, models_above, module_width
 from .surplus import warn_of_surplus
 from .targets import settle_targets
 from .watch import WATCHED, allow_whole_texts, unwatch, watch
@@ -81,7 +82,9 @@ class ReftModel(BaseTuner):
         """All (site, group) pairs of the config, None if it names modules instead of layers."""
         groups = config.resolved_groups()
         if config.target_modules is not None and all(group.layers is None for group in groups):
+            check_fit(self.model, None)
             return None
+        check_fit(self.model, groups)
         stacks = find_stacks(self.model)
         sites = [(site, group) for group in groups for site in find_sites(self.model, stacks, group)]
         if config.layers is None:
@@ -139,6 +142,7 @@ class ReftModel(BaseTuner):
             return existing
         has_tokens = isinstance(find_root(self.model), PreTrainedModel)
         layer = ReftLayer(site.width, state, layer=site.layer, host=host, has_tokens=has_tokens)
+        layer.pads_right = pads_right(self.model)
         host.add_module(site.child, layer)
         if site.part is None:
             # before recorders of hidden states, which must see the edit
@@ -158,6 +162,8 @@ class ReftModel(BaseTuner):
         is_lm = isinstance(root, PreTrainedModel) and root.can_generate()
         roles: dict[nn.Module, Role] = dict.fromkeys([root, *models_above(self.model, stacks)], "above")
         roles |= {self.model.get_submodule(stack.path): stack.role for stack in stacks}
+        if not stacks and (tokens := model_of_tokens(root)) is not None:
+            roles[tokens] = "causal"
         for module, role in roles.items():
             watch(module, state, role=role, is_root=module is root, is_lm=is_lm)
         for stack in stacks:

@@ -26,6 +26,9 @@ def open_frame(role: Role, state: CallState, outer: Outer, given: Mapping[str, A
     """The frame of one call of a stack, from the arguments of its forward and from what is known above it."""
     tokens = given.get("input_ids")
     tokens = tokens if tokens is not None else given.get("inputs_embeds")
+    if tokens is None and role == "decoder":
+        # one that gets its embeddings from a module before it
+        tokens = given.get("hidden_states")
     if tokens is None or tokens.ndim < 2:
         return Frame(0, 0, of_tokens=False)
     batch, width = tokens.shape[:2]
@@ -116,6 +119,7 @@ def _fill_causal(
         frame.segments = segments.with_labels(labels, past)
         if outer.tokens is not None and not torch.compiler.is_compiling():
             state.labelled = outer.tokens
+            frame.sampled_in_turns = _sampled_in_turns(state.sampled_behind, frame.segments, outer.tokens)
         empty, frame.several_turns = _what_labels_leave_open(frame.segments, labels, past)
         if empty:
             frame.unknown = (
@@ -151,7 +155,8 @@ def _fill_untold(frame: Frame, state: CallState, outer: Outer, segments: Segment
     if outer.scored_columns:
         frame.unknown = (
             "logits of several columns are asked for without labels, so this scores a text whose prompt is "
-            f"not known. Pass {PROMPT_LENGTH}= (tokens of each row's prompt) or labels with -100 on the prompt"
+            f"not known. Pass {PROMPT_LENGTH}= (tokens of each row's prompt) or labels with -100 on the prompt, or "
+            "use positions 'all', as in trainers that give neither (TRL's Distillation, SDFT, SDPO)"
         )
 
 
@@ -184,6 +189,19 @@ def _what_labels_leave_open(segments: Segments, labels: Tensor, past: int | Tens
     several = segments.labelled_stretches(labels, past) > 1
     found = torch.stack([empty.any(), several.any()]).tolist()
     return found[0], found[1]
+
+
+def _sampled_in_turns(prompts: frozenset[tuple[int, ...]], segments: Segments, tokens: Tensor) -> bool:
+    """Whether some row begins with a prompt of the last `generate` that is longer than the row's own prompt."""
+    if not prompts or not segments.one_per_row or tokens.shape[0] != segments.start.numel():
+        return False
+    sizes = {len(prompt) for prompt in prompts}
+    bounds = (segments.start.flatten().tolist(), segments.end.flatten().tolist())
+    return any(
+        size > end - start and tuple(row[start : start + size]) in prompts
+        for row, start, end in zip(tokens.tolist(), *bounds, strict=True)
+        for size in sizes
+    )
 
 
 def _segments_of_arguments(

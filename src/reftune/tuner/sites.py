@@ -5,8 +5,8 @@ Must not know: adapters, interventions, positions.
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,23 @@ class Stack:
     role: Role
     blocks: tuple[str, ...]
     """Paths of the blocks, in order."""
+    config: Any
+    """Of the stack: an encoder and its decoder may differ in width and heads."""
+
+    @property
+    def width(self) -> int:
+        """Width d of the residual stream.
+
+        Raises:
+            ValueError: the configuration does not say.
+        """
+        width = getattr(self.config, "hidden_size", None)
+        if not isinstance(width, int):
+            raise ValueError(
+                f"the width of the blocks of model type {self.config.model_type!r} cannot be told: its configuration "
+                "has no hidden_size; name linear layers by target_modules instead of layers"
+            )
+        return width
 
 
 @dataclass(frozen=True)
@@ -97,13 +114,24 @@ def find_stacks(model: nn.Module) -> list[Stack]:
     def owner(name: str) -> str:
         return max((m for m in models if name == m or name.startswith(f"{m}." if m else "")), key=len)
 
-    if root.config.is_encoder_decoder:
-        return _encoder_and_decoder(root, models, found, owner)
+    def stack(role: Role, names: list[str], text: Any) -> list[Stack]:
+        """The longest list, of those that lie in a model of text where there are such."""
+        of_text = [name for name in names if models[owner(name)].config.model_type == text.model_type]
+        if not names:
+            return []
+        name = max(of_text or names, key=lambda candidate: len(found[candidate]))
+        around = models[owner(name)]
+        paths = tuple(f"{name}.{i}" for i in range(len(found[name])))
+        return [Stack(owner(name), role, paths, around.config.get_text_config())]
+
     text = root.config.get_text_config()
-    of_text = {name: b for name, b in found.items() if models[owner(name)].config.model_type == text.model_type}
-    candidates = of_text or found
-    name = max(candidates, key=lambda candidate: len(candidates[candidate]))
-    return [Stack(owner(name), "causal", tuple(f"{name}.{i}" for i in range(len(candidates[name]))))]
+    if not root.config.is_encoder_decoder:
+        return stack("causal", list(found), text)
+    encoder: Any = root.get_encoder()
+    within = set(encoder.modules())
+    encoding = [name for name in found if models[owner(name)] in within]
+    decoding = [name for name in found if name not in encoding]
+    return stack("encoder", encoding, encoder.config.get_text_config()) + stack("decoder", decoding, text)
 
 
 def models_above(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
@@ -116,23 +144,18 @@ def models_above(model: nn.Module, stacks: list[Stack]) -> list[nn.Module]:
     ]
 
 
+def model_of_tokens(root: nn.Module) -> nn.Module | None:
+    """The transformers model that gets the tokens, where blocks were not found and modules are named."""
+    base = root.base_model if isinstance(root, PreTrainedModel) else None
+    if base is None or root.config.is_encoder_decoder:  # type: ignore[union-attr]
+        return None
+    return base if "input_ids" in inspect.signature(type(base).forward).parameters else None
+
+
 def _is_block(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "base_layer", module), GradientCheckpointingLayer)
-
-
-def _encoder_and_decoder(
-    root: PreTrainedModel,
-    models: dict[str, PreTrainedModel],
-    found: dict[str, nn.ModuleList],
-    owner: Callable[[str], str],
-) -> list[Stack]:
-    encoder = root.get_encoder()
-    stacks = []
-    for name, blocks in found.items():
-        is_encoder = models[owner(name)] is encoder
-        paths = tuple(f"{name}.{i}" for i in range(len(blocks)))
-        stacks.append(Stack(owner(name), "encoder" if is_encoder else "decoder", paths))
-    return sorted(stacks, key=lambda stack: stack.role != "encoder")
+    module = getattr(module, "base_layer", module)
+    # convolutions that make frames of sound are checkpointed too
+    return isinstance(module, GradientCheckpointingLayer) and not isinstance(getattr(module, "conv", None), nn.Conv1d)
 
 
 def find_sites(model: nn.Module, stacks: list[Stack], group: ReftGroup) -> list[Site]:
@@ -141,19 +164,20 @@ def find_sites(model: nn.Module, stacks: list[Stack], group: ReftGroup) -> list[
     Raises:
         ValueError: the layers, the component or the head do not exist in this model.
     """
-    blocks = [path for stack in stacks for path in stack.blocks]
+    blocks = [(path, stack) for stack in stacks for path in stack.blocks]
     if not blocks:
         raise ValueError(
-            "the blocks of this model could not be found; name modules by target_modules instead of layers"
+            f"the blocks of this model ({type(find_root(model)).__name__}) could not be found; name modules by "
+            "target_modules instead of layers"
         )
     sites = []
     for layer in resolve_layers(group.layers if group.layers is not None else "all", len(blocks)):
-        path = blocks[layer]
+        path, stack = blocks[layer]
         if group.head is not None:
-            sites.append(_head_site(model, path, layer, group.head))
+            sites.append(_head_site(model, path, layer, group.head, stack))
         else:
             path = _component_path(model, path, group.component)
-            sites.append(Site(path, layer, stream_width(model)))
+            sites.append(Site(path, layer, stack.width))
     return sites
 
 
@@ -173,26 +197,20 @@ def _first_child(model: nn.Module, block: str, what: str, names: tuple[str, ...]
     raise ValueError(f"component={what!r} was not found in {block}, which has {children}; name it by target_modules")
 
 
-def _head_site(model: nn.Module, block: str, layer: int, head: int) -> Site:
+def _head_site(model: nn.Module, block: str, layer: int, head: int, stack: Stack) -> Site:
     name = _first_child(model, block, f"attention_head[{head}]", OUTPUT_PROJECTION)
     path = f"{block}.{name}"
-    config = text_config(model)
-    heads = config.num_attention_heads
+    heads = _heads(model.get_submodule(path.rpartition(".")[0]), stack)
     if head >= heads:
         raise ValueError(f"component='attention_head[{head}]' does not exist; this model has heads 0..{heads - 1}")
     width = _input_width(model.get_submodule(path)) // heads
     return Site(path, layer, width, head)
 
 
-def text_config(model: nn.Module) -> Any:
-    """Configuration of the text part of a transformers model."""
-    root: Any = find_root(model)
-    return root.config.get_text_config()
-
-
-def stream_width(model: nn.Module) -> int:
-    """Width d of the residual stream."""
-    return text_config(model).hidden_size
+def _heads(attention: nn.Module, stack: Stack) -> int:
+    """Number of heads: what the attention says itself, since a configuration may have one for encoder and decoder."""
+    own = (getattr(attention, name, None) for name in ("num_heads", "num_attention_heads", "n_heads"))
+    return next((heads for heads in own if isinstance(heads, int)), None) or stack.config.num_attention_heads
 
 
 def _input_width(module: nn.Module) -> int:
@@ -216,8 +234,9 @@ def module_width(model: nn.Module, path: str, stacks: list[Stack]) -> int:
     shape = getattr(module, "normalized_shape", None)
     if shape is not None:
         return int(shape[-1])
+    around = [stack for stack in stacks if not stack.path or path.startswith(f"{stack.path}.")]
     if stacks:
-        return stream_width(model)
+        return max(around or stacks[:1], key=lambda stack: len(stack.path)).width
     raise ValueError(
         f"the width of the output of {path!r} ({type(module).__name__}) cannot be told; valid targets are blocks of "
         "transformers models, linear layers, embeddings and layer norms"

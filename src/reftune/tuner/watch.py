@@ -115,6 +115,11 @@ def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     if watched.is_root:
         # A model does not call itself: what is open here was left by an interrupt (Ctrl-C passes by leave_model).
         state.calls.clear()
+        if kwargs.get("adapter_names") is not None and "adapter_names" not in watched.parameters:
+            raise ValueError(
+                "adapter_names came to the model past PEFT, which knows no mixed batches for some models (MPT), so it "
+                "would be ignored; call the model once for each adapter, or generate(), which mixes them"
+            )
     if PROMPT_LENGTH in kwargs or SUBSPACES in kwargs:
         kwargs = {k: v for k, v in kwargs.items() if k not in (PROMPT_LENGTH, SUBSPACES)}
     outer = _with_arguments(state.outer, given, is_lm=watched.is_lm)

@@ -13,6 +13,7 @@ import torch
 
 from reftune.errors import ReftuneError
 from reftune.serving import read_adapter
+from reftune.serving.embedded.bank import IDLE
 from reftune.serving.embedded.engine import Engine, EngineOptions, EngineStopped, QueueFull, UnknownAdapter
 from reftune.serving.embedded.rows import Piece, Row, RowRequest
 from reftune.serving.embedded.sampling import SamplingOptions
@@ -307,7 +308,7 @@ def test_adapters_come_and_go_without_a_trace(adapters: dict[str, Path], plain: 
             assert row.wait() == plain_answer(plain[name], [8, 9], 5)
             engine.unload(name).result(PATIENCE)
             assert {name for name, _ in base.named_modules()} == before
-            assert engine.bank.adapted is None
+            assert list(engine.bank.adapted.peft_config) == [IDLE]
         row = Asked([8, 9], 5)
         engine.submit([row])
         assert row.wait() == plain_answer(plain[None], [8, 9], 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -387,3 +388,81 @@ def test_a_signal_lets_what_runs_finish(base: Path, adapters: dict[str, Path], s
             reader.join(PATIENCE)
         finally:
             process.kill()
+
+
+def sending(running: Running, body: bytes, *, length: int | None = None) -> socket.socket:
+    """A connection on which so much of a request was sent."""
+    sock = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=PATIENCE)
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    sock.sendall(head + b"Content-Length: %d\r\n\r\n" % (length or len(body)) + body)
+    return sock
+
+
+def test_a_body_that_is_not_there_does_not_delay_the_end(serve: Serve) -> None:
+    """The time-out of a request is ten minutes."""
+    with serve(max_batch_size=1) as running:
+        running.brake.hold()
+        runs = in_thread(lambda: post(running))
+        running.brake.wait_until_held()
+        with sending(running, b"{", length=50) as sock:
+            wait_for(lambda: running.server.gate._reading)
+            assert running.server.gate.in_flight == 1
+            running.server.drain("test")
+            # what runs goes on, what has not begun does not
+            answer = sock.recv(4096)
+            assert b"503" in answer and b"connection: close" in answer.lower()
+            running.brake.release()
+            assert joined(runs).status_code == 200
+        wait_for(lambda: running.server.should_exit)
+
+
+def test_a_client_that_does_not_read_does_not_delay_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reftune.serving.embedded.gate.PATIENCE", 0.2)
+    with serve() as running:
+        gate = running.server.gate
+        body = httpx.Request("POST", "http://x", json={**BODY, "max_tokens": 2000, "stream": True, "ignore_eos": True})
+        gate._send = hanging(gate._send)  # type: ignore[method-assign]
+        with sending(running, body.read()):
+            wait_for(lambda: gate._sending)
+            running.server.drain("test")
+            wait_for(lambda: running.server.should_exit)
+        found = counted(running)
+        assert found == {("/v1/completions", "499"): 1}
+
+
+def hanging(own: Any) -> Any:
+    """As of a client whose buffers are full."""
+
+    async def send(real: Any, message: Any) -> None:
+        async def never(message: Any) -> None:
+            await asyncio.Event().wait()
+
+        await own(never, message)
+
+    return send
+
+
+def counted(running: Running) -> dict[tuple[str, str], float]:
+    """Requests by path and status, those to /metrics not counted."""
+    samples = [s for family in running.service.metrics._requests.collect() for s in family.samples]
+    return {(s.labels["path"], s.labels["status"]): s.value for s in samples if s.name.endswith("_total")}
+
+
+def test_clients_that_leave_are_no_errors_of_the_server(serve: Serve) -> None:
+    with serve() as running:
+        sending(running, b"{", length=50).close()
+        wait_for(lambda: counted(running) == {("/v1/completions", "499"): 1})
+        running.brake.hold()
+        for stream in (False, True):
+            body = httpx.Request("POST", "http://x", json={**BODY, "max_tokens": 1500, "stream": stream}).read()
+            with sending(running, body):
+                running.brake.wait_until_held()
+                running.brake.step()
+            wait_for(lambda: all(row.cancelled.is_set() for row in running.engine._batch))
+            running.brake.release()
+            wait_for(lambda: running.engine.running == 0)
+            running.brake.hold()
+        running.brake.release()
+        wait_for(lambda: counted(running) == {("/v1/completions", "499"): 3})
+        assert post(running).status_code == 200
+        assert counted(running)["/v1/completions", "200"] == 1

@@ -9,10 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+from transformers import AutoModelForCausalLM
 
 from reftune.serving import read_adapter
-from reftune.serving.embedded.edits import card_of
+from reftune.serving.embedded.sites import ModelSites
+from tests.serving.embedded.conftest import serving
 from tests.serving.vllm.engines import prepare
 from tests.serving.vllm.servers import BASE, loading_from, served, text_world
 from tests.serving.vllm.worlds import NEW, World, add_loras, mixed_requests
@@ -92,7 +95,8 @@ def test_models_are_listed_with_their_parent(names: list[str], client: Any) -> N
 
 
 def test_adapters_are_told_as_the_server_on_transformers_tells_them(world: World, names: list[str], url: str) -> None:
-    cards = {name: card_of(world.model, name, read_adapter(world.path(name)).digest).as_dict() for name in names}
+    sites = ModelSites(AutoModelForCausalLM.from_pretrained(world.base))
+    cards = {name: sites.prepare(read_adapter(world.path(name)), None).card.as_dict() for name in names}
     wanted = [{"id": name, **json.loads(json.dumps(card))} for name, card in cards.items()]
     assert [one for one in told(url) if one["id"] in names] == wanted
     assert wanted[-1]["layers"] == [[1], [2, 3]] and LORA not in [one["id"] for one in told(url)]
@@ -219,6 +223,61 @@ def test_adapters_are_known_to_every_server_process(world: World, tmp_path: Path
         for _ in range(8):
             with pytest.raises(openai.NotFoundError):
                 asked("late")
+
+
+STYLES: dict[str, Any] = {
+    "style-none": None,
+    "style-system": {"style": "messages", "system": "w7 w8"},
+    "style-instruction": {"style": "instruction", "system": None},
+    "style-prompt": {"style": "prompt"},
+}
+
+
+def test_both_servers_put_prompts_as_training_did(world: World, url: str, client: Any) -> None:
+    """The same chat, the same adapter: the same tokens, in whichever form they are asked for."""
+    import openai
+
+    folders = {name: Path(shutil.copytree(world.path(world.names[0]), world.folder / name)) for name in STYLES}
+    for name, style in STYLES.items():
+        if style is not None:
+            (folders[name] / "reftune.json").write_text(json.dumps(style))
+        assert post(url, "load_reft_adapter", reft_name=name, reft_path=str(folders[name])).is_success
+    with serving(Path(world.base), folders, served_model_name=BASE) as running:
+        both = [(url, client), (running.url, running.client())]
+        asked = {"messages": QUESTION, "max_tokens": 6, "temperature": 0, "extra_body": {"ignore_eos": True}}
+
+        def chat(name: str) -> list[Any]:
+            whole = [each.chat.completions.create(model=name, **asked) for _, each in both]
+            # vLLM's text begins with a space where the first word does
+            found = [(one.usage.prompt_tokens, one.choices[0].message.content.strip()) for one in whole]
+            more: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}}
+            chunks = list(client.chat.completions.create(model=name, **asked, **more))
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+            return [*found, (chunks[-1].usage.prompt_tokens, text.strip())]
+
+        names = [BASE, *STYLES]
+        # all at once, so that they share batches
+        with ThreadPoolExecutor(len(names)) as pool:
+            found = dict(zip(names, pool.map(chat, names), strict=True))
+        assert all(one == two == stream for one, two, stream in found.values()), found
+        counts = {name: seen[0][0] for name, seen in found.items()}
+        assert counts["style-none"] == counts[BASE] and len({counts[name] for name in STYLES}) == 4
+        for route, body in (("tokenize", {"messages": QUESTION}), ("tokenize", {"prompt": "w5 w9"})):
+            for name in names:
+                tokens = [httpx.post(f"{at}/{route}", json={"model": name, **body}).json()["tokens"] for at, _ in both]
+                assert tokens[0] == tokens[1], (name, body)
+        two = [*QUESTION, {"role": "assistant", "content": "w1"}, *QUESTION]
+        for _, each in both:
+            with pytest.raises(openai.BadRequestError, match="has no turns"):
+                each.chat.completions.create(model="style-prompt", messages=two)
+        told_of = {one["id"]: one["style"] for one in told(url)}
+        assert told_of == told_of | {one["id"]: one["style"] for one in told(running.url)}
+        assert told_of["style-system"] == STYLES["style-system"]
+    (folders["style-none"] / "reftune.json").write_text('{"style": "messages", "system": 5}')
+    for name in STYLES:
+        assert post(url, "unload_reft_adapter", reft_name=name).is_success
+    refused = post(url, "load_reft_adapter", reft_name="style", reft_path=str(folders["style-none"]))
+    assert refused.status_code == 400 and "system=5" in refused.text
 
 
 def test_words_of_a_prompt(world: World) -> None:

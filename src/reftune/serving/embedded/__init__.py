@@ -1,9 +1,9 @@
 """The OpenAI API on transformers alone, for machines without vLLM: many ReFT adapters in each batch.
 
 `settings` (what can be chosen), `text` (tokens to text, stop strings), `sampling` (a token for each row), `rows` (one
-answer in the making), `bank` (adapters on the model), `edits` (what they edit), `engine` (queue, batches, the thread
-that runs them), `prompts` (messages to tokens), `schemas`, `replies`, `api`, `gate` (limits, key), `metrics`, `server`.
-FastAPI, uvicorn and prometheus-client are in the extra `serve`; this module imports none of them.
+answer in the making), `sites` (adapters compared with the model and made ready), `bank` (put on it and taken away),
+`engine` (queue, batches, the thread that runs them), `schemas`, `replies`, `api`, `gate` (limits, key), `metrics`,
+`server`.  FastAPI, uvicorn and prometheus-client are in the extra `serve`; this module imports none of them.
 
 Must not know: training, the command line, vLLM.
 """

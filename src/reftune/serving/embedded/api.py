@@ -15,13 +15,14 @@ from typing import Any
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from ...data.style import PromptStyle
 from ..adapters import read_adapter
 from ..modules import allowed_path, check_name
 from ..page import attach_page
+from ..prompts import PromptReader, style_of
 from .engine import Engine
 from .errors import ApiError, install_handlers, timed_out
 from .metrics import Metrics
-from .prompts import PromptReader, style_of
 from .replies import ChatFormat, CompletionFormat, Format, Ticket, collect, events
 from .rows import Row, RowRequest
 from .schemas import (
@@ -72,6 +73,11 @@ class Service:
             raise not_found(model)
         return model
 
+    def style_of(self, model: str) -> PromptStyle | None:
+        """How an adapter's prompts were written in training, None if nothing says."""
+        entry = self.engine.bank.find(model)
+        return None if entry is None else entry.card.style
+
     def token_text(self, token: int) -> str:
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
@@ -103,10 +109,8 @@ def not_found(model: str) -> ApiError:
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     service = service_of(request)
     service.adapter_of(body.model)
-    entry = service.engine.bank.find(body.model)
     turns = [message.as_turn() for message in body.messages]
-    style = entry.style if entry is not None else None
-    prompt = await asyncio.to_thread(service.reader.chat, turns, style, body.tools)
+    prompt = await asyncio.to_thread(service.reader.chat, turns, service.style_of(body.model), body.tools)
     limit = body.max_completion_tokens or body.max_tokens
     form = ChatFormat(body.model, service.token_text, logprobs=body.reported is not None)
     return await answer(service, request, body, form, [prompt], limit)
@@ -169,13 +173,12 @@ async def tokenize(body: TokenizeRequest, request: Request) -> TokenReply:
     """The tokens of the prompt that this model would be given."""
     service = service_of(request)
     service.adapter_of(body.model)
-    entry = service.engine.bank.find(body.model)
 
     def read() -> list[int]:
         if body.messages is None:
             return service.reader.text(body.prompt or "")
-        style = entry.style if entry is not None else None
-        return service.reader.chat([m.as_turn() for m in body.messages], style, body.tools)
+        turns = [message.as_turn() for message in body.messages]
+        return service.reader.chat(turns, service.style_of(body.model), body.tools)
 
     tokens = await asyncio.to_thread(read)
     texts = [str(text) for text in service.tokenizer.convert_ids_to_tokens(tokens)] if body.return_token_strs else None
@@ -231,15 +234,15 @@ async def load_reft_adapter(body: LoadRequest, request: Request) -> Response:
             400, f"the adapter {body.reft_name!r} is loaded already; load_inplace=true exchanges it", param="reft_name"
         )
 
-    def read() -> tuple[Any, Any]:
+    def load() -> Any:
         folder: Path = allowed_path(body.reft_path, service.settings.allowed_folders)
-        return read_adapter(folder, limit=service.settings.max_adapter_bytes), style_of(folder, name=body.reft_name)
+        files = read_adapter(folder, limit=service.settings.max_adapter_bytes)
+        style = style_of(folder, name=body.reft_name)
+        return service.engine.load(body.reft_name, files, style=style, replace=body.load_inplace)
 
     # one at a time: each may take as much memory as max_adapter_bytes
     async with service.admission:
-        files, style = await asyncio.to_thread(read)
-        loading = service.engine.load(body.reft_name, files, style=style, replace=body.load_inplace)
-        await in_time(loading, service.settings.request_timeout)
+        await in_time(await asyncio.to_thread(load), service.settings.request_timeout)
     return JSONResponse({"status": "ok", "name": body.reft_name})
 
 

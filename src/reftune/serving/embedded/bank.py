@@ -3,12 +3,15 @@
 Requests name adapters as users do; PEFT knows them by slots ("a0", "a1", …), so that a name may hold any character, and
 a reload puts the new adapter beside the old one, which answers that have begun go on with.
 
-Must not know: the queue, HTTP.  All but `find` and iterating is for the worker thread.
+All of the work is done by `prepare`, beside running answers; what `put` does between two batches takes a moment.
+PEFT's own way of adding an adapter goes through all modules many times, which takes seconds: so it is done once, before
+the first request, for an adapter that nobody asks for.
+
+Must not know: the queue, HTTP.  All but `find`, `prepare` and iterating is for the worker thread.
 """
 
 from __future__ import annotations
 
-import copy
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -17,17 +20,21 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.utils import set_peft_model_state_dict
 from torch import nn
 
+from ...config import ReftConfig
+from ...data.style import PromptStyle
 from ...errors import ReftuneError
-from ..adapters import AdapterError, AdapterFiles, check_layers, check_width
+from ...tuner.bases import share_bases
+from ...tuner.layer import BASE, ReftLayer
+from ..adapters import AdapterError, AdapterFiles
 from ..cards import AdapterCard
-from .edits import card_of
+from .sites import ModelSites, Prepared
 
 __all__ = ["BASE", "AdapterBank", "Entry"]
 
-BASE = "__base__"
+# An adapter without effect: nothing is active but what a batch names, and nobody can name this one.
+IDLE = "idle"
 
 
 @dataclass(eq=False)
@@ -38,7 +45,6 @@ class Entry:
     path: str
     slot: str
     card: AdapterCard
-    style: Any = None
     created: int = field(default_factory=lambda: int(time.time()))
     users: int = 0
     retired: bool = False
@@ -50,11 +56,20 @@ class AdapterBank:
     def __init__(self, model: Any, *, limit: int) -> None:
         self.base = model
         self.limit = limit
-        self.adapted: PeftModel | None = None
         self._entries: dict[str, Entry] = {}
         self._retired: list[Entry] = []
+        self._layers: dict[str, list[ReftLayer]] = {}
         self._free = [f"a{i}" for i in reversed(range(2 * limit + 1))]
         self._lock = threading.Lock()
+        self._sites = ModelSites(model)
+        try:
+            self.adapted: Any = PeftModel(model, ReftConfig(r=1, layers=[0], positions="f1"), adapter_name=IDLE).eval()
+        except ValueError as error:
+            # it serves all the same, without adapters
+            self.adapted, self.problem = None, str(error)
+        else:
+            self.adapted.base_model.set_adapter([])
+            model.requires_grad_(False)
 
     def __iter__(self) -> Iterator[Entry]:
         with self._lock:
@@ -76,11 +91,21 @@ class AdapterBank:
         with self._lock:
             entry.users -= 1
 
-    def put(self, name: str, files: AdapterFiles, *, style: Any = None, replace: bool = False) -> Entry:
-        """Load an adapter.  One that cannot be loaded changes nothing.
+    def prepare(self, files: AdapterFiles, style: PromptStyle | None = None) -> Prepared:
+        """All that can be done for an adapter beside running answers.  From any thread.
 
         Raises:
-            ReftuneError: the name is taken, there are too many adapters, or the adapter does not fit the model.
+            AdapterError: it does not fit the model.
+        """
+        if self.adapted is None:
+            raise AdapterError(f"this model takes no adapters: {self.problem}")
+        return self._sites.prepare(files, style)
+
+    def put(self, name: str, prepared: Prepared, *, replace: bool = False) -> Entry:
+        """Put an adapter on the model.  One that cannot be put there changes nothing.
+
+        Raises:
+            ReftuneError: the name is taken, or there are too many adapters.
         """
         old = self._entries.get(name)
         if old is not None and not replace:
@@ -91,12 +116,12 @@ class AdapterBank:
             raise ReftuneError("too many adapters are being exchanged at once; wait until running answers have ended")
         slot = self._free.pop()
         try:
-            self._add(slot, files)
+            self._add(slot, prepared)
         except BaseException:
+            self._remove(slot)
             self._free.append(slot)
             raise
-        assert self.adapted is not None
-        entry = Entry(name, str(files.path), slot, card_of(self.adapted, slot, files.digest), style)
+        entry = Entry(name, prepared.path, slot, prepared.card)
         with self._lock:
             self._entries[name] = entry
             self._retire(old)
@@ -136,64 +161,46 @@ class AdapterBank:
             arguments.pop("prompt_length")
             return self.base.generate(**arguments)
         names = [BASE if entry is None else entry.slot for entry in adapters]
-        generator: Any = self.adapted
-        return generator.generate(adapter_names=names, **arguments)
+        return self.adapted.generate(adapter_names=names, **arguments)
 
     def _retire(self, entry: Entry | None) -> None:
         if entry is not None:
             entry.retired = True
             self._retired.append(entry)
 
-    def _add(self, slot: str, files: AdapterFiles) -> None:
-        text: Any = self.base.config.get_text_config()
-        check_width(files, text.hidden_size)
-        check_layers(files, text.num_hidden_layers)
-        config = copy.deepcopy(files.config)
-        config.inference_mode, config.task_type = True, None
-        try:
-            if self.adapted is None:
-                self.adapted = PeftModel(self.base, config, adapter_name=slot)
-            else:
-                self.adapted.add_adapter(slot, config)
-            self._fill(slot, files)
-        except (ValueError, TypeError, RuntimeError, KeyError, AttributeError, AssertionError) as error:
-            self._forget(slot)
-            if isinstance(error, AdapterError):
-                raise
-            reason = " ".join(str(error).split())[:500]
-            raise AdapterError(f"the adapter {str(files.path)!r} does not fit this model: {reason}") from error
-        self.adapted.eval()
-
-    def _fill(self, slot: str, files: AdapterFiles) -> None:
-        assert self.adapted is not None
-        result = set_peft_model_state_dict(self.adapted, dict(files.tensors), adapter_name=slot)
-        missing = [key for key in result.missing_keys if f".{slot}." in key]
-        if missing or result.unexpected_keys:
-            keys = [*missing, *result.unexpected_keys]
-            what = "lacks" if missing else "has, but the model has not,"
-            raise AdapterError(
-                f"the adapter {str(files.path)!r} was made for another model: it {what} {len(keys)} tensors such as "
-                f"{keys[0].replace(f'.{slot}', '')!r}"
-            )
-        # nothing is active but what a batch names
-        tuner: Any = self.adapted.base_model
-        tuner.set_adapter([])
-
-    def _forget(self, slot: str) -> None:
-        """Undo an `_add` that failed anywhere."""
-        if self.adapted is not None and slot in self.adapted.peft_config:
-            self._remove(slot)
+    def _add(self, slot: str, prepared: Prepared) -> None:
+        tuner = self.adapted.base_model
+        state = tuner._watch_model()
+        changed = False
+        with self._sites.lock:
+            layers = self._layers[slot] = []
+            for site, groups, phis in prepared.places:
+                host = self._sites.modules[site.path]
+                before = host._modules.get(site.child)
+                layer = tuner._layer_at(site, host, state)
+                layers.append(layer)
+                only_prompts = layer.only_prompts
+                layer.adopt(slot, groups, phis)
+                changed |= layer is not before or layer.only_prompts != only_prompts
+            # so that requests may name it
+            tuner.peft_config[slot] = prepared.config
+        if changed:
+            self._share_bases()
 
     def _remove(self, slot: str) -> None:
-        assert self.adapted is not None
-        if len(self.adapted.peft_config) > 1:
-            self.adapted.delete_adapter(slot)
-            # PEFT keeps the name of an adapter that it took for active, and looks it up at every call
-            self.adapted.active_adapter = next(iter(self.adapted.peft_config))
-            return
-        tuner: Any = self.adapted.base_model
-        tuner.unload()
-        self.adapted = None
+        tuner = self.adapted.base_model
+        with self._sites.lock:
+            layers = self._layers.pop(slot, [])
+            for layer in layers:
+                layer.forget(slot)
+            tuner.peft_config.pop(slot, None)
+            if any(not layer.groups for layer in layers):
+                tuner._remove_layers(lambda layer: not layer.groups)
+        self._share_bases()
+
+    def _share_bases(self) -> None:
+        for stack in self._sites.stacks:
+            share_bases(self.base.get_submodule(stack.path))
 
 
 def load_to(model: nn.Module, device: str) -> nn.Module:

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
+from ...data.style import PromptStyle
 from ...errors import ReftuneError
 from ..adapters import AdapterFiles
 from .bank import AdapterBank, Entry
@@ -142,9 +143,16 @@ class Engine:
             self._queue.extend(rows)
             self._changed.notify_all()
 
-    def load(self, name: str, files: AdapterFiles, *, style: Any = None, replace: bool = False) -> Future[Entry]:
-        """Put an adapter on the model between batches."""
-        return self._command(lambda: self.bank.put(name, files, style=style, replace=replace))
+    def load(
+        self, name: str, files: AdapterFiles, *, style: PromptStyle | None = None, replace: bool = False
+    ) -> Future[Entry]:
+        """Make an adapter ready in this thread, and put it on the model between batches.
+
+        Raises:
+            AdapterError: it does not fit the model.
+        """
+        prepared = self.bank.prepare(files, style)
+        return self._command(lambda: self.bank.put(name, prepared, replace=replace))
 
     def unload(self, name: str) -> Future[None]:
         """Take an adapter away: at once for new rows; done when the rows that need it have ended."""
@@ -176,6 +184,8 @@ class Engine:
     def _work(self) -> None:
         while self._wait():
             self._run_commands()
+            # what nobody needs is gone now, not when the next batch is over
+            self._sweep()
             rows = self._next_batch()
             if rows:
                 self._run(rows)

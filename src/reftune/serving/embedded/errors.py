@@ -14,8 +14,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from ...errors import ReftuneError
+from ..prompts import PromptTooLong
 from .engine import EngineStopped, QueueFull, UnknownAdapter
-from .prompts import PromptTooLong
 
 __all__ = ["ApiError", "api_error", "install_handlers"]
 

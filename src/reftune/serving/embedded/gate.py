@@ -1,6 +1,7 @@
 """What every request passes first: the key, the end of the server, the size of its body.
 
-A body is read here, up to the limit, whatever its headers say of its length, and then handed on.
+A body is read here, up to the limit, whatever its headers say of its length, and then handed on.  Until it is there
+nothing has begun: the end of the server does not wait for it.
 
 Must not know: what requests ask for.
 """
@@ -9,8 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from .errors import ApiError
@@ -18,9 +21,28 @@ from .errors import ApiError
 __all__ = ["Gate"]
 
 OPEN = ("/health",)
+# nginx's number for it: the client left before it was answered
+LEFT = 499
 ANSWERED_TO_THE_END = ("/health", "/metrics")
 # A refused body is still taken in for a while: a client that is cut off while it sends does not read the reason.
 SPARE_BYTES = 64 << 20
+# At the end of the server, seconds for which a client may take nothing of its answer.
+PATIENCE = 5.0
+
+logger = logging.getLogger("reftune.serving")
+
+
+class _Stuck(Exception):
+    """The client takes nothing any more."""
+
+
+@dataclass
+class _Seen:
+    """What came of a request."""
+
+    status: int = 500
+    ended: bool = False
+    left: bool = False
 
 
 class Gate:
@@ -44,42 +66,98 @@ class Gate:
         self.on_done = on_done
         self.page = page
         self.in_flight = 0
+        """Requests whose bodies are there and whose answers are not."""
         self.draining = False
+        self._reading: set[asyncio.Future[bytes | None]] = set()
+        self._sending: dict[asyncio.Future[Any], float] = {}
+
+    def drop_idle(self) -> None:
+        """Refuse the requests whose bodies are not there yet, and leave clients that do not read their answers.
+
+        At the end of the server, in the event loop.
+        """
+        for reading in self._reading:
+            reading.cancel()
+        for sending, since in self._sending.items():
+            if time.monotonic() - since > PATIENCE:
+                sending.cancel()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), 500
+        began, seen = time.monotonic(), _Seen()
+
+        async def heard() -> Any:
+            message = await receive()
+            # after the end, every client is gone
+            seen.left |= message["type"] == "http.disconnect" and not seen.ended
+            return message
 
         async def note(message: Any) -> None:
-            nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
+                seen.status = message["status"]
+            await self._send(send, message)
+            seen.ended |= message["type"] == "http.response.body" and not message.get("more_body", False)
 
-        self.in_flight += 1
         try:
-            await self._pass(scope, receive, note)
+            await self._pass(scope, heard, note)
+        except _Stuck:
+            seen.left = True
+            logger.warning("a client took nothing of its answer any more, and is left alone")
         finally:
-            self.in_flight -= 1
-            self.on_done(scope["path"], status, time.monotonic() - began)
+            self.on_done(scope["path"], LEFT if seen.left else seen.status, time.monotonic() - began)
+
+    async def _send(self, send: Any, message: Any) -> None:
+        """A client that takes nothing any more is not waited for as long as it likes."""
+        sending = asyncio.ensure_future(send(message))
+        self._sending[sending] = time.monotonic()
+        try:
+            await asyncio.wait({sending}, timeout=self.body_timeout)
+        finally:
+            del self._sending[sending]
+            stuck = not sending.done() or sending.cancelled()
+            sending.cancel()
+        if stuck:
+            raise _Stuck
+        sending.result()
 
     async def _pass(self, scope: Any, receive: Any, send: Any) -> None:
         try:
             self._check_key(scope)
-            # the page tells what was asked before; what it asks from now on is refused as all else
-            if self.draining and scope["path"] not in ANSWERED_TO_THE_END and not self._is_page(scope):
-                raise ApiError(503, "the server is stopping", code="stopping", headers={"Connection": "close"})
-            body = await asyncio.wait_for(self._body(receive), self.body_timeout)
+            self._check_draining(scope)
+            body = await self._read(receive)
+            self._check_draining(scope)
         except ApiError as error:
             await error.response()(scope, receive, send)
-        except (asyncio.TimeoutError, TimeoutError):
-            slow = ApiError(408, "the request's body did not arrive in time", headers={"Connection": "close"})
-            await slow.response()(scope, receive, send)
-        else:
-            if body is not None:
-                await self.app(scope, _again(body, receive), send)
+            return
+        if body is None:
+            return
+        self.in_flight += 1
+        try:
+            await self.app(scope, _again(body, receive), send)
+        finally:
+            self.in_flight -= 1
+
+    async def _read(self, receive: Any) -> bytes | None:
+        """The body, None if the client left."""
+        reading = asyncio.ensure_future(self._body(receive))
+        self._reading.add(reading)
+        try:
+            done, _ = await asyncio.wait({reading}, timeout=self.body_timeout)
+        finally:
+            self._reading.discard(reading)
+            reading.cancel()
+        if not done:
+            raise ApiError(408, "the request's body did not arrive in time", headers={"Connection": "close"})
+        if reading.cancelled():
+            raise _stopping()
+        return reading.result()
+
+    def _check_draining(self, scope: Any) -> None:
+        # the page tells what was asked before; what it asks from now on is refused as all else
+        if self.draining and scope["path"] not in ANSWERED_TO_THE_END and not self._is_page(scope):
+            raise _stopping()
 
     def _is_page(self, scope: Any) -> bool:
         return self.page is not None and f"{scope['path']}/".startswith(f"{self.page}/")
@@ -113,6 +191,10 @@ class Gate:
             message = f"the request's body is larger than {self.max_body_bytes} bytes"
             raise ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
         return bytes(body)
+
+
+def _stopping() -> ApiError:
+    return ApiError(503, "the server is stopping", code="stopping", headers={"Connection": "close"})
 
 
 def _again(body: bytes, receive: Any) -> Any:

@@ -8,25 +8,25 @@ from __future__ import annotations
 import copy
 import logging
 import signal
-from pathlib import Path
+import socket
 from types import FrameType
 from typing import Any
 
 import torch
 import uvicorn
-from huggingface_hub import snapshot_download
 
+from ...data.style import PromptStyle
 from ...errors import ReftuneError
-from ...models import HUB_NAME, load_base
-from ..adapters import read_adapter
-from ..modules import FILES, ReftModule
+from ...models import check_model, load_base
+from ..adapters import AdapterFiles, check_layers, check_width, read_adapter
+from ..modules import ReftModule, folder_of
 from ..page import PATH
+from ..prompts import PromptReader, context_length, style_of
 from .api import Service, make_app
 from .bank import load_to
 from .engine import Engine, EngineOptions
-from .gate import Gate
+from .gate import PATIENCE, Gate
 from .metrics import Metrics
-from .prompts import PromptReader, context_length, style_of
 from .settings import ServeSettings
 
 __all__ = ["EmbeddedServer", "build", "run"]
@@ -55,6 +55,8 @@ class EmbeddedServer(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 log_level=settings.log_level,
+                # all is answered by then; what is left are clients that do not read it
+                timeout_graceful_shutdown=int(PATIENCE),
                 # the page's events are handled by tasks that begin with it
                 lifespan="on" if settings.ui else "off",
             )
@@ -72,8 +74,9 @@ class EmbeddedServer(uvicorn.Server):
         self.gate.draining = True
 
     async def on_tick(self, counter: int) -> bool:
-        if self.gate.draining and not self.gate.in_flight:
-            self.should_exit = True
+        if self.gate.draining:
+            self.gate.drop_idle()
+            self.should_exit |= not self.gate.in_flight
         return await super().on_tick(counter)
 
 
@@ -93,16 +96,12 @@ def build(settings: ServeSettings) -> Service:
     Raises:
         ReftuneError: the model or an adapter cannot be loaded.
     """
+    # whatever can be known to be wrong is told before the model is loaded, which can take minutes
+    limit = check_base(settings)
+    check_address(settings)
+    found = [read_module(settings, module) for module in settings.modules]
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model, tokenizer = load_base(settings.model, dtype=dtype)
-    config: Any = model.config
-    if config.is_encoder_decoder:
-        raise ReftuneError(f"{settings.model!r} is an encoder-decoder; only decoders are served")
-    limit = context_length(config)
-    if settings.max_model_len is not None:
-        if settings.max_model_len > limit:
-            raise ReftuneError(f"max_model_len={settings.max_model_len}, but this model takes {limit} tokens")
-        limit = settings.max_model_len
     ends = end_tokens(model, tokenizer)
     metrics = Metrics()
     engine = Engine(
@@ -126,8 +125,8 @@ def build(settings: ServeSettings) -> Service:
     service = Service(settings, engine, reader, copy.deepcopy(tokenizer), ends, metrics)
     engine.start()
     try:
-        for module in settings.modules:
-            load_module(service, module)
+        for module, (files, style) in zip(settings.modules, found, strict=True):
+            engine.load(module.name, files, style=style).result()
     except BaseException:
         engine.stop()
         raise
@@ -141,19 +140,53 @@ def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in (*found, tokenizer.eos_token_id) if isinstance(token, int))
 
 
-def load_module(service: Service, module: ReftModule) -> None:
-    """An adapter that is served from the start.
+def check_base(settings: ServeSettings) -> int:
+    """Look at the base model's configuration and at the device; the most tokens of prompt and answer together.
 
     Raises:
-        ReftuneError: it cannot be loaded.
+        ReftuneError: there is no such model, or it cannot be served as it is asked for.
     """
-    folder = Path(module.path)
-    if not folder.is_dir() and HUB_NAME.fullmatch(module.path):
+    config: Any = check_model(settings.model)
+    if config.is_encoder_decoder:
+        raise ReftuneError(f"{settings.model!r} is an encoder-decoder; only decoders are served")
+    if settings.device != "auto":
         try:
-            folder = Path(snapshot_download(module.path, allow_patterns=list(FILES)))
-        except (OSError, ValueError) as error:
-            raise ReftuneError(
-                f"the adapter {module.name!r}: {module.path!r} is neither a folder nor to be had from the Hub"
-            ) from error
-    files = read_adapter(folder, limit=service.settings.max_adapter_bytes)
-    service.engine.load(module.name, files, style=style_of(folder, name=module.name)).result()
+            torch.empty(0, device=settings.device)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
+            raise ReftuneError(f"device={settings.device!r} cannot be used: {str(error).splitlines()[0]}") from error
+    limit = context_length(config)
+    if settings.max_model_len is None:
+        return limit
+    if settings.max_model_len > limit:
+        raise ReftuneError(f"max_model_len={settings.max_model_len}, but this model takes {limit} tokens")
+    return settings.max_model_len
+
+
+def check_address(settings: ServeSettings) -> None:
+    """Refuse a host and port at which nothing can listen, as where another server does.
+
+    Raises:
+        ReftuneError: the system says why.
+    """
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(settings.host, settings.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as trial:
+            # as uvicorn does
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(address)
+    except (OSError, UnicodeError) as error:
+        raise ReftuneError(f"the server cannot listen at {settings.host}:{settings.port}: {error}") from error
+
+
+def read_module(settings: ServeSettings, module: ReftModule) -> tuple[AdapterFiles, PromptStyle | None]:
+    """An adapter that is served from the start, compared with the base model's configuration.
+
+    Raises:
+        ReftuneError: it cannot be served.
+    """
+    folder = folder_of(module)
+    files = read_adapter(folder, limit=settings.max_adapter_bytes)
+    text = check_model(settings.model).get_text_config()
+    check_width(files, text.hidden_size)
+    check_layers(files, text.num_hidden_layers)
+    return files, style_of(folder, name=module.name)

@@ -17,6 +17,7 @@ __all__ = ["API_KEY_VARIABLE", "ServeSettings"]
 
 API_KEY_VARIABLE = "REFTUNE_API_KEY"
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 AT_LEAST_ONE = ("max_batch_size", "max_batch_tokens", "max_queue", "max_adapters", "max_body_bytes", "slice_steps")
 
 
@@ -75,6 +76,8 @@ class ServeSettings:
             raise ReftuneError(f"port={self.port!r} is not valid; it lies between 0 and 65535")
         if self.request_timeout <= 0 or self.batch_wait < 0:
             raise ReftuneError("request_timeout is more than 0 seconds, batch_wait at least 0")
+        if self.log_level not in LOG_LEVELS:
+            raise ReftuneError(f"log_level={self.log_level!r} is not valid; use one of {', '.join(LOG_LEVELS)}")
         for module in self.modules:
             check_name(module.name, base_names=(self.base_name,))
         if len(self.modules) > self.max_adapters:

@@ -29,10 +29,10 @@ def register() -> None:
     if _state or os.environ.get(OFF) == "0":
         return
     try:
-        from . import core, frontend, keys, worker  # noqa: PLC0415 — they need vLLM
+        from . import chats, core, frontend, keys, worker  # noqa: PLC0415 — they need vLLM
 
         # what takes requests comes last: there are none for adapters unless all the rest is in its place
-        for module in (keys, core, worker, frontend):
+        for module in (keys, core, worker, chats, frontend):
             module.install()
     except (ImportError, AttributeError, RuntimeError) as error:
         # whoever has both installed may want vLLM alone

@@ -9,16 +9,20 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...data.style import PromptStyle
+from ...errors import DataError
 from ..adapters import AdapterError, AdapterFiles, read_adapter
 from ..cards import AdapterCard, group_facts
 from ..folded import FoldedAdapter, fold_adapter
+from ..modules import FILES
 from ..plans import most_sets
 from .architectures import ARCHITECTURES
 from .options import Options
 
 __all__ = ["ReadAdapter", "Reader"]
 
-FILES = ("adapter_config.json", "adapter_model.safetensors")
+# Folders that are not read again as long as they are as they were.
+KNOWN = 10_000
 
 
 class ReadAdapter(NamedTuple):
@@ -40,11 +44,12 @@ class Reader:
         sequences = config.scheduler_config.max_num_seqs
         self.most_sets = max(1, options.slots_for(sequences) // sequences)
         self.on_cpu = config.device_config.device_type == "cpu"
-        self._known: dict[tuple[Any, ...], AdapterCard] = {}
+        self._known: dict[str, tuple[tuple[Any, ...], AdapterCard]] = {}
 
     def known(self, path: str) -> AdapterCard | None:
         """What was read of a folder before, as long as its files stay as they are."""
-        return self._known.get(_stamp(path))
+        stamp, card = self._known.get(path, (None, None))
+        return card if stamp == _stamp(path) else None
 
     def read(self, path: str) -> ReadAdapter:
         """The adapter in a folder.
@@ -55,7 +60,15 @@ class Reader:
         stamp = _stamp(path)
         files = read_adapter(path)
         maps = self._folded(path, files)
-        card = self._known[stamp] = _card(files, maps)
+        try:
+            style = PromptStyle.read(path)
+        except DataError as error:
+            raise AdapterError(str(error)) from error
+        card = _card(files, maps, style)
+        self._known[path] = stamp, card
+        if len(self._known) > KNOWN:
+            # a loop may write a folder for each of its steps
+            del self._known[next(iter(self._known))]
         return ReadAdapter(maps, card)
 
     def _folded(self, path: str, files: AdapterFiles) -> FoldedAdapter:
@@ -74,16 +87,20 @@ class Reader:
         return adapter
 
 
-def _card(files: AdapterFiles, maps: FoldedAdapter) -> AdapterCard:
+def _card(files: AdapterFiles, maps: FoldedAdapter, style: PromptStyle | None) -> AdapterCard:
     # workers count sites as the maps do
     layers = tuple(tuple(layer for layer, at in maps.layers.items() if at == site) for site in range(len(maps.sites)))
-    return AdapterCard(maps.digest, maps.sites, layers, group_facts(files.config.resolved_groups()))
+    return AdapterCard(maps.digest, maps.sites, layers, group_facts(files.groups), style)
 
 
 def _stamp(path: str) -> tuple[Any, ...]:
     """Another one whenever a file of the folder was written."""
+    return tuple(_state(Path(path) / name) for name in FILES)
+
+
+def _state(file: Path) -> tuple[int, ...] | None:
     try:
-        states = [os.stat(Path(path) / name) for name in FILES]
+        state = os.stat(file)
     except (OSError, ValueError):
-        return (path,)
-    return (path, *((s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for s in states))
+        return None
+    return state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns

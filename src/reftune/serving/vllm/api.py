@@ -19,15 +19,15 @@ from pydantic import BaseModel
 from ...errors import ReftuneError
 from ..modules import ReftModule, allowed_path, check_name, parse_modules
 from ..page import attach_page
+from ..prompts import tell_no_style
 from .adapters import Reader
+from .chats import put_prompts
 from .frontend import forget, load_async, reader_of
+from .options import check_content_name
 from .registry import Registry
 from .requests import ReftRequest
 
 __all__ = ["ReftEndpoints"]
-
-# vLLM gives an adapter of such a name to requests for the base model that have such content
-CONTENT_TYPES = ("text", "image", "image_url", "audio", "input_audio", "video", "file", "refusal", "vision_chunk")
 
 
 class LoadReftAdapter(BaseModel):
@@ -69,6 +69,7 @@ class ReftEndpoints:
         registry = Registry(Path(file) if file else None)
         registry.update(models.lora_requests)
         models.lora_requests = registry
+        put_prompts(state.online_renderer, registry)
         state.reft_lock = asyncio.Lock()
         if not modules:
             return
@@ -86,6 +87,8 @@ async def add(engine: Any, registry: Registry, reader: Reader, module: ReftModul
     """
     check_free(registry, module.name, replace=replace)
     maps, card = await asyncio.get_running_loop().run_in_executor(None, reader.read, module.path)
+    if card.style is None:
+        tell_no_style(module.name)
     await load_async(engine, maps)
     with registry.changing():
         before = registry.cards().get(module.name)
@@ -101,8 +104,7 @@ def check_free(registry: Registry, name: str, *, replace: bool) -> None:
     Raises:
         ReftuneError: it means something else to vLLM, or there is an adapter of this name.
     """
-    if name in CONTENT_TYPES:
-        raise ReftuneError(f"the adapter name {name!r} means a kind of content to vLLM; give it another")
+    check_content_name(name)
     found = registry.get(name)
     if found is not None and not isinstance(found, ReftRequest):
         raise ReftuneError(f"the adapter name {name!r} is that of a LoRA; give the ReFT adapter another")

@@ -9,6 +9,8 @@ Must not know: names of adapters, the server.
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from typing import Any
 
@@ -16,6 +18,8 @@ from .options import options_of
 from .requests import wire_of
 
 __all__ = ["install"]
+
+logger = logging.getLogger("vllm.reftune")
 
 # Seconds for which an adapter that was let go is kept: a request for it may be on its way from another server process.
 GRACE = 60.0
@@ -28,6 +32,25 @@ def install() -> None:
     EngineCore.reft_load = reft_load
     EngineCore.reft_unload = reft_unload
     EngineCore.reft_info = reft_info
+    EngineCore.add_request = _checked(EngineCore.add_request)
+
+
+def _checked(own: Any) -> Any:
+    @functools.wraps(own)
+    def add_request(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        wire = wire_of(request.sampling_params)
+        if wire is not None and wire.digest not in _tables(self)[0]:
+            # without its edits it would be answered by the base model, and nobody would know
+            problem = f"the ReFT adapter {wire.digest[:12]}… is not loaded any more; ask again"
+            send = getattr(self, "_send_error_outputs_to_client", None)
+            if send is None:
+                raise ValueError(problem)
+            logger.error("request %s: %s", request.request_id, problem)
+            send([request.request_id], request.client_index)
+            return None
+        return own(self, request, *args, **kwargs)
+
+    return add_request
 
 
 def _tables(core: Any) -> tuple[set[str], dict[str, float]]:
@@ -38,31 +61,45 @@ def _tables(core: Any) -> tuple[set[str], dict[str, float]]:
     return found
 
 
-def reft_load(core: Any, digest: str, content: bytes) -> str | None:
-    """Have the workers keep an adapter; in words, why not.  One that they have is not sent again."""
+def reft_load(core: Any, digest: str, content: bytes, spare: list[str]) -> dict[str, Any]:
+    """Have the workers keep an adapter; `problem` says why not, `dropped` which of the `spare` ones went for it.
+
+    One that they have is not sent again.
+    """
     loaded, retired = _tables(core)
     retired.pop(digest, None)
     if digest in loaded:
-        return None
+        return {"problem": None, "dropped": []}
     options = options_of(core.vllm_config.additional_config)
+    most = None if options is None else options.max_adapters
     _purge(core, GRACE)
-    if options is not None and len(loaded) >= options.max_adapters:
+    if most is not None and len(loaded) >= most:
         _purge(core, 0)
-        if len(loaded) >= options.max_adapters:
-            return f"{len(loaded)} adapters are loaded, as many as max_adapters allows; unload one first"
+    dropped: list[str] = []
+    if most is not None and len(loaded) >= most:
+        needed = _needed(core)
+        for other in [one for one in spare if one in loaded and one not in needed][: len(loaded) - most + 1]:
+            _drop(core, other)
+            dropped.append(other)
+        if len(loaded) >= most:
+            problem = (
+                f"{len(loaded)} adapters are in use, as many as max_adapters allows; unload one, wait for requests to "
+                "end, or start with a higher --reft-max-adapters"
+            )
+            return {"problem": problem, "dropped": dropped}
     problems = [problem for problem in core.collective_rpc("reft_load", args=(content,)) if problem]
     if problems:
         core.collective_rpc("reft_unload", args=(digest,))
-        return problems[0]
+        return {"problem": problems[0], "dropped": dropped}
     loaded.add(digest)
-    return None
+    return {"problem": None, "dropped": dropped}
 
 
-def reft_unload(core: Any, digest: str) -> None:
-    """Let an adapter go when the requests for it are done."""
+def reft_unload(core: Any, digest: str, grace: float = GRACE) -> None:
+    """Let an adapter go when the requests for it are done, in `grace` seconds at the earliest."""
     loaded, retired = _tables(core)
     if digest in loaded:
-        retired.setdefault(digest, time.monotonic())
+        retired.setdefault(digest, time.monotonic() - GRACE + grace)
     _purge(core, GRACE)
 
 
@@ -72,12 +109,22 @@ def reft_info(core: Any) -> list[dict[str, Any]]:
 
 
 def _purge(core: Any, grace: float) -> None:
-    loaded, retired = _tables(core)
+    _, retired = _tables(core)
     old = {digest for digest, since in retired.items() if time.monotonic() - since >= grace}
     if not old:
         return
+    for digest in old - _needed(core):
+        _drop(core, digest)
+
+
+def _needed(core: Any) -> set[str]:
+    """Digests that requests are for."""
     wires = [wire_of(request.sampling_params) for request in core.scheduler.requests.values()]
-    for digest in old - {wire.digest for wire in wires if wire is not None}:
-        core.collective_rpc("reft_unload", args=(digest,))
-        loaded.discard(digest)
-        del retired[digest]
+    return {wire.digest for wire in wires if wire is not None}
+
+
+def _drop(core: Any, digest: str) -> None:
+    loaded, retired = _tables(core)
+    core.collective_rpc("reft_unload", args=(digest,))
+    loaded.discard(digest)
+    retired.pop(digest, None)

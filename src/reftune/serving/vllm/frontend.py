@@ -7,6 +7,7 @@ Must not know: HTTP, weights.
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import inspect
 from typing import Any
@@ -15,10 +16,11 @@ from ..adapters import AdapterError
 from ..cards import AdapterCard
 from ..folded import FoldedAdapter
 from .adapters import ReadAdapter, Reader
-from .options import KEY, options_of, why_not
+from .loaded import Loaded
+from .options import KEY, options_of, refusal_of, why_not
 from .requests import WIRE, ReftRequest, Wire
 
-__all__ = ["forget", "install", "load_async", "reader_of", "ready", "refusal_of"]
+__all__ = ["forget", "install", "load_async", "reader_of", "ready"]
 
 BEAMS = "beam search asks for the answer so far as a new prompt, so that the edited positions would move"
 
@@ -116,15 +118,32 @@ def _ensured_async(own: Any) -> Any:
     async def add_request(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = signature.bind(self, *args, **kwargs)
         request = given.arguments.get("lora_request")
-        if isinstance(request, ReftRequest) and request.card is None:
-            card = _known(self, request)
-            if card is None:
-                maps, card = _read(self, request)
-                await load_async(self, maps)
-            given.arguments["lora_request"] = request.with_card(card)
-        return await own(*given.args, **given.kwargs)
+        if not isinstance(request, ReftRequest):
+            return await own(*given.args, **given.kwargs)
+        found = request.card or _known(self, request)
+        maps = None
+        if found is None:
+            maps, found = await asyncio.get_running_loop().run_in_executor(None, _read, self, request)
+        with _loaded(self).coming(found.digest):
+            # it may have gone while others were awaited
+            if request.card is None and found.digest not in _loaded(self):
+                if maps is None:
+                    maps, _ = _read(self, request)
+                await _brought(self, request, maps)
+            given.arguments["lora_request"] = request.with_card(found)
+            return await own(*given.args, **given.kwargs)
 
     return add_request
+
+
+async def _brought(engine: Any, request: ReftRequest, maps: FoldedAdapter) -> None:
+    try:
+        await load_async(engine, maps, named=False)
+    except AdapterError as error:
+        raise _error(str(error), "lora_request") from error
+    former = _loaded(engine).rewritten(request.lora_path, maps.digest)
+    if former is not None:
+        await forget(engine, former, grace=0.0)
 
 
 def ready(engine: Any, request: ReftRequest) -> ReftRequest:
@@ -135,39 +154,52 @@ def ready(engine: Any, request: ReftRequest) -> ReftRequest:
     """
     if request.card is not None:
         return request
+    known = _loaded(engine)
     card = _known(engine, request)
     if card is None:
         maps, card = _read(engine, request)
-        core, content = engine.engine_core, maps.to_bytes()
-        # without processes of its own, the core is right here
-        call = getattr(core, "call_utility", None)
-        if call is not None:
-            problem = call("reft_load", card.digest, content)
-        else:
-            problem = core.engine_core.reft_load(card.digest, content)
-        if problem:
-            raise _error(problem, "lora_request")
-        _loaded(engine).add(card.digest)
+        answer = _call(engine, "reft_load", card.digest, maps.to_bytes(), known.spare())
+        if answer["problem"]:
+            raise _error(answer["problem"], "lora_request")
+        known.add(card.digest, named=False, dropped=answer["dropped"])
+        former = known.rewritten(request.lora_path, card.digest)
+        if former is not None:
+            _call(engine, "reft_unload", former, 0.0)
+            known.discard(former)
+    known.touch(card.digest)
     return request.with_card(card)
 
 
-async def load_async(engine: Any, maps: FoldedAdapter) -> None:
-    """Have the engine's workers keep an adapter.
+def _call(engine: Any, method: str, *args: Any) -> Any:
+    """The answer of the core of an `LLMEngine`."""
+    core = engine.engine_core
+    # without processes of its own, the core is right here
+    call = getattr(core, "call_utility", None)
+    return call(method, *args) if call is not None else getattr(core.engine_core, method)(*args)
+
+
+async def load_async(engine: Any, maps: FoldedAdapter, *, named: bool = True) -> None:
+    """Have the engine's workers keep an adapter; one that is named until `forget`, another until there is no room.
 
     Raises:
         AdapterError: they do not.
     """
-    answers = await _asked(engine, "reft_load", maps.digest, maps.to_bytes())
-    problem = next((answer for answer in answers if answer), None)
+    content = await asyncio.get_running_loop().run_in_executor(None, maps.to_bytes)
+    known = _loaded(engine)
+    answers = await _asked(engine, "reft_load", maps.digest, content, known.spare())
+    for answer in answers:
+        for digest in answer["dropped"]:
+            known.discard(digest)
+    problem = next((answer["problem"] for answer in answers if answer["problem"]), None)
     if problem:
         raise AdapterError(problem)
-    _loaded(engine).add(maps.digest)
+    known.add(maps.digest, named=named)
 
 
-async def forget(engine: Any, digest: str) -> None:
+async def forget(engine: Any, digest: str, *, grace: float | None = None) -> None:
     """Have the engine's workers let an adapter go when no request needs it."""
     _loaded(engine).discard(digest)
-    await _asked(engine, "reft_unload", digest)
+    await _asked(engine, "reft_unload", digest, *([] if grace is None else [grace]))
 
 
 async def _asked(engine: Any, method: str, *args: Any) -> list[Any]:
@@ -176,16 +208,6 @@ async def _asked(engine: Any, method: str, *args: Any) -> list[Any]:
     if hasattr(core, "call_utility_all_async"):
         return await core.call_utility_all_async(method, *args)
     return [await core.call_utility_async(method, *args)]
-
-
-def refusal_of(config: Any) -> str | None:
-    """In words, why an engine with this configuration serves no adapters; None if it does."""
-    options = config.additional_config.get(KEY) if isinstance(config.additional_config, dict) else None
-    if options:
-        return None
-    if options is False:
-        return f"ReFT is switched off by additional_config[{KEY!r}]"
-    return f"ReFT adapters cannot be served by this engine: {why_not(config) or 'it was started without the plug-in'}"
 
 
 def reader_of(engine: Any) -> Reader:
@@ -220,9 +242,12 @@ def _known(engine: Any, request: ReftRequest) -> AdapterCard | None:
     return found if found is not None and found.digest in _loaded(engine) else None
 
 
-def _loaded(engine: Any) -> set[str]:
-    """Digests of the adapters that this process had the engine load."""
-    return engine.__dict__.setdefault("_reftune_loaded", set())
+def _loaded(engine: Any) -> Loaded:
+    """The adapters that this process had the engine load."""
+    found = engine.__dict__.get("_reftune_loaded")
+    if found is None:
+        found = engine.__dict__["_reftune_loaded"] = Loaded()
+    return found
 
 
 def _without_adapters(own: Any) -> Any:

@@ -1,6 +1,6 @@
 """vLLM's own OpenAI server with the plug-in: `reftune serve` where vLLM is installed.
 
-Must not know: adapters, the engine.
+Must not know: HTTP, workers.
 """
 
 # pyright: reportMissingImports=false
@@ -8,18 +8,23 @@ Must not know: adapters, the engine.
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import os
 import tempfile
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from ...data.style import PromptStyle
 from ...errors import ReftuneError
 from ...models import resolve_model
-from ..modules import parse_modules
+from ..adapters import read_adapter
+from ..modules import folder_of, parse_modules
 from ..page import check_page
 from . import problem
-from .options import KEY
+from .adapters import Reader
+from .options import KEY, check_content_name, options_of, refusal_of
 
 __all__ = ["serve_vllm"]
 
@@ -58,19 +63,91 @@ def serve_vllm(arguments: Sequence[str]) -> None:
     args.subparser = "serve"
     args.reft_modules = [text for texts in args.reft_modules or [] for text in texts]
     name_packaged_model(args)
-    parse_modules(args.reft_modules, base_names=args.served_model_name or [args.model_tag or args.model])
-    options = {"max_rank": args.reft_max_rank, "slots": args.reft_slots, "max_adapters": args.reft_max_adapters}
-    given = {name: value for name, value in options.items() if value is not None}
-    additional = args.additional_config or {}
-    args.additional_config = {**additional, KEY: {**additional.get(KEY, {}), **given}}
+    set_options(args)
     if args.ui:
         allow_page(args)
     configure_logging_from_args(args)
     validate_parsed_serve_args(args)
+    check_adapters(args)
     with tempfile.TemporaryDirectory(prefix="reftune-serve-") as folder:
         # the same names in every API process
         args.reft_registry = str(Path(folder) / "adapters.json")
         ServeSubcommand.cmd(args)
+
+
+def set_options(args: argparse.Namespace) -> None:
+    """Put the plug-in's options where vLLM takes them to all of its processes.
+
+    Raises:
+        ReftuneError: they are not valid, or the plug-in is switched off and yet asked for something.
+    """
+    options = {"max_rank": args.reft_max_rank, "slots": args.reft_slots, "max_adapters": args.reft_max_adapters}
+    given = {name: value for name, value in options.items() if value is not None}
+    additional = args.additional_config or {}
+    try:
+        if not isinstance(additional, dict):
+            raise ValueError(f"--additional-config {additional!r} is not a table; adapters need one")
+        if options_of(additional) is None:
+            if given or args.reft_modules or args.reft_allow_runtime_loading:
+                raise ValueError("--additional-config switches ReFT off, but other options ask for adapters")
+            return
+        args.additional_config = {**additional, KEY: {**additional.get(KEY, {}), **given}}
+        options_of(args.additional_config)
+    except ValueError as error:
+        raise ReftuneError(str(error)) from error
+    if args.reft_allow_runtime_loading and not args.reft_adapter_folder:
+        raise ReftuneError("--reft-allow-runtime-loading needs --reft-adapter-folder: where adapters may come from")
+
+
+def check_adapters(args: argparse.Namespace) -> None:
+    """Read the adapters, and look at what they are to be served with, before an engine is started, which takes minutes.
+
+    Raises:
+        ReftuneError: there is something that would be refused then.
+    """
+    bases = args.served_model_name or [args.model_tag or args.model]
+    modules = parse_modules(args.reft_modules, base_names=bases)
+    loras = {getattr(lora, "name", None) for lora in args.lora_modules or []}
+    for module in modules:
+        check_content_name(module.name)
+        if module.name in loras:
+            raise ReftuneError(f"the adapter name {module.name!r} is that of a LoRA; give the ReFT adapter another")
+    if not modules and not args.reft_allow_runtime_loading:
+        return
+    folders = [folder_of(module) for module in modules]
+    for folder in folders:
+        # these without a model, whose configuration can be long in coming
+        read_adapter(folder)
+        PromptStyle.read(folder)
+    reader = reader_for(args)
+    for folder in folders:
+        reader.read(str(folder))
+    if len(modules) > reader.options.max_adapters:
+        raise ReftuneError(f"{len(modules)} adapters are more than --reft-max-adapters {reader.options.max_adapters}")
+    # those from the Hub by their folders, which every process finds
+    named = zip(modules, folders, strict=True)
+    args.reft_modules = [json.dumps({"name": module.name, "path": str(folder)}) for module, folder in named]
+
+
+def reader_for(args: argparse.Namespace) -> Reader:
+    """What the server will read adapters with.
+
+    Raises:
+        ReftuneError: it cannot serve any.
+    """
+    from vllm import AsyncEngineArgs  # noqa: PLC0415 — only `reftune serve` gets here
+    from vllm.usage.usage_lib import UsageContext  # noqa: PLC0415
+
+    # as vLLM itself will, of a copy
+    chosen = copy.copy(args)
+    if chosen.model_tag is not None:
+        chosen.model = chosen.model_tag
+    config = AsyncEngineArgs.from_cli_args(chosen).create_engine_config(usage_context=UsageContext.OPENAI_API_SERVER)
+    refusal = refusal_of(config)
+    options = options_of(config.additional_config)
+    if refusal is not None or options is None:
+        raise ReftuneError(refusal or "ReFT is switched off")
+    return Reader(config, options)
 
 
 def name_packaged_model(args: argparse.Namespace) -> None:

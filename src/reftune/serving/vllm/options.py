@@ -8,13 +8,16 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from ...errors import ReftuneError
 from .architectures import ARCHITECTURES
 
-__all__ = ["KEY", "Options", "options_of", "why_not"]
+__all__ = ["KEY", "Options", "check_content_name", "options_of", "refusal_of", "why_not"]
 
 KEY = "reftune"
 # In what vLLM hashes for its cache of compiled models: to be raised whenever what the hooks do in them changes.
 FORMAT = 1
+# vLLM gives an adapter of such a name to requests for the base model that have such content
+CONTENT_TYPES = ("text", "image", "image_url", "audio", "input_audio", "video", "file", "refusal", "vision_chunk")
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,16 @@ def options_of(additional: Any) -> Options | None:
     return Options(**{**given, "format": FORMAT})
 
 
+def check_content_name(name: str) -> None:
+    """Refuse a name that means a kind of content to vLLM.
+
+    Raises:
+        ReftuneError: it does.
+    """
+    if name in CONTENT_TYPES:
+        raise ReftuneError(f"the adapter name {name!r} means a kind of content to vLLM; give it another")
+
+
 def why_not(config: Any) -> str | None:
     """In words, why adapters cannot be served with this `VllmConfig`; None if they can."""
     model, parallel = config.model_config, config.parallel_config
@@ -81,3 +94,13 @@ def why_not(config: Any) -> str | None:
         "prompts may be embeddings (enable_prompt_embeds)": model.enable_prompt_embeds,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def refusal_of(config: Any) -> str | None:
+    """In words, why an engine with this configuration serves no adapters; None if it does."""
+    options = config.additional_config.get(KEY) if isinstance(config.additional_config, dict) else None
+    if options:
+        return None
+    if options is False:
+        return f"ReFT is switched off by additional_config[{KEY!r}]"
+    return f"ReFT adapters cannot be served by this engine: {why_not(config) or 'it was started without the plug-in'}"

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from reftune import DataError, PromptStyle, encode_prompt
-from reftune.serving.embedded.prompts import PromptReader, style_of
 from reftune.serving.embedded.schemas import ChatRequest
+from reftune.serving.prompts import PromptReader, style_of
 from tests.training.text_models import TEMPLATE, word_tokenizer
 
 CALLS = "{% for c in m['tool_calls'] or [] %}w9 {{ c['function']['arguments']['city'] }} {% endfor %}"

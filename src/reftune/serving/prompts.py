@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...data import encode_prompt
-from ...data.style import STYLE_FILE, STYLES, PromptStyle
-from ...errors import DataError, ReftuneError
+from ..data import encode_prompt
+from ..data.style import STYLE_FILE, STYLES, PromptStyle
+from ..errors import DataError, ReftuneError
 
-__all__ = ["PromptReader", "PromptTooLong", "context_length", "style_of"]
+__all__ = ["PromptReader", "PromptTooLong", "context_length", "style_of", "tell_no_style"]
 
 logger = logging.getLogger("reftune.serving")
 
@@ -99,14 +99,19 @@ def style_of(folder: Path, *, name: str) -> PromptStyle | None:
     """
     style = PromptStyle.read(folder)
     if style is None:
-        logger.warning(
-            "the adapter %r has no %s, which says how its prompts were written: chats are put by the chat template; to "
-            'choose, put the file beside the adapter, such as {"style": "prompt"} (%s)',
-            name,
-            STYLE_FILE,
-            ", ".join(STYLES),
-        )
+        tell_no_style(name)
     return style
+
+
+def tell_no_style(name: str) -> None:
+    """Log what is done with the chats of an adapter of which nothing says how its prompts were written."""
+    logger.warning(
+        "the adapter %r has no %s, which says how its prompts were written: chats are put by the chat template; to "
+        'choose, put the file beside the adapter, such as {"style": "prompt"} (%s)',
+        name,
+        STYLE_FILE,
+        ", ".join(STYLES),
+    )
 
 
 def context_length(config: Any) -> int:
