@@ -39,6 +39,7 @@ EVERY_FIELD = {
     "init": "random",
     "init_weights": False,
     "vector": "given",
+    "unknown_prompt": "whole",
     "subspaces": [[0], [1, 2]],
     "active_subspaces": [1],
     "groups": [{"layers": [0], "positions": "f1", "tie": "all"}, {"layers": "1;2", "positions": "l1"}],
