@@ -26,7 +26,7 @@ PART ?=
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
 	@echo "make test    all tests of a machine without accelerator (MARK='not slow' ARGS='-k name' WORKERS=2)"
-	@echo 'make test-models  every class of transformers (7 minutes of CPU time; a third with PART=0, 1 or 2)'
+	@echo 'make test-models  every class of transformers (6 minutes of CPU time; a third with PART=0, 1 or 2)'
 	@echo 'make test-vllm  tests with vLLM on the CPU, in .venv-vllm'
 	@echo 'make test-versions  tests with the newest and the oldest transformers, PEFT and TRL, in .venv-newest and -oldest'
 	@echo 'make check   lint, format, types, import layers'
