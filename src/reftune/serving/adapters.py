@@ -30,6 +30,7 @@ from ..config import ReftConfig, ReftGroup, resolve_layers
 from ..errors import ReftuneError
 from ..interventions import INTERVENTIONS
 from ..peft_type import PREFIX
+from ..positions import unit_count
 from ..tuner.layer import groups_overlap
 from .limits import check_sizes, cut, plain
 from .pieces import breathe
@@ -301,7 +302,7 @@ def _check_counts(groups: list[ReftGroup]) -> None:
             f"positions={cut(groups[0].positions)}{' and so on' if len(groups) > 1 else ''}: at most "
             f"{POSITIONS_LIMIT} positions are served; 'prompt' edits every token of it"
         )
-    units = sum(map(_unit_count, groups))
+    units = sum(unit_count(group.spec, group.tie) for group in groups)
     if units > UNITS_LIMIT:
         raise ValueError(f"{units} interventions a layer are asked for; at most {UNITS_LIMIT} are served")
 
@@ -335,7 +336,7 @@ def _check_units(files: AdapterFiles) -> None:
                     f"the adapter {str(files.path)!r}: the tensors of {cut(path)}, intervention {i} "
                     f"({_told(unit)}), are not those of {_wanted(groups)}, which its configuration names"
                 )
-    counts = [_unit_count(group) for group in files.groups]
+    counts = [unit_count(group.spec, group.tie) for group in files.groups]
     if not all(any(column) for column in zip(*fits.values(), strict=True)) or count < sum(counts):
         raise AdapterError(
             f"the adapter {str(files.path)!r} has tensors of {count} interventions, but its configuration asks "
@@ -349,14 +350,6 @@ def _told(unit: UnitTensors) -> str:
 
 def _wanted(groups: list[ReftGroup]) -> str:
     return plain(" or ".join(f"{group.intervention} of rank {group.r}" for group in groups))
-
-
-def _unit_count(group: ReftGroup) -> int:
-    """How many Φ the group has at a site."""
-    if group.tie == "all":
-        return 1
-    spec = group.spec
-    return (spec.first > 0) + (spec.last > 0) if group.tie == "group" else spec.count
 
 
 def _numbered(site: tuple[str, str]) -> list[tuple[bool, int, str]]:

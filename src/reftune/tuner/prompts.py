@@ -225,16 +225,13 @@ def _segments_of_arguments(
         packed = segments_from_position_ids(position_ids.to(device), batch, mask)
         if packed is not None:
             return packed, None
-    if position_ids is None and past == 0 and (given.get("cu_seq_lens_q") is not None or _packed_by(given)):
+    packed_by_others = given.get("cu_seq_lens_q") is not None or given.get("seq_idx") is not None
+    if position_ids is None and past == 0 and packed_by_others:
         return None, (
             "the rows are packed (cu_seq_lens_q or seq_idx), but there are no position_ids that begin anew at each "
             "text. Pass position_ids too"
         )
     return (segments_of_full_rows(batch, past + width, device) if mask is None else segments_from_mask(mask)), None
-
-
-def _packed_by(given: Mapping[str, Any]) -> bool:
-    return given.get("seq_idx") is not None
 
 
 def _readable_mask(
