@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -390,10 +391,12 @@ def test_a_signal_lets_what_runs_finish(base: Path, adapters: dict[str, Path], s
             process.kill()
 
 
-def sending(running: Running, body: bytes, *, length: int | None = None) -> socket.socket:
+def sending(
+    running: Running, body: bytes, *, length: int | None = None, to: bytes = b"POST /v1/completions"
+) -> socket.socket:
     """A connection on which so much of a request was sent."""
     sock = socket.create_connection(("127.0.0.1", int(running.url.rpartition(":")[2])), timeout=PATIENCE)
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"%s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n" % to
     sock.sendall(head + b"Content-Length: %d\r\n\r\n" % (length or len(body)) + body)
     return sock
 
@@ -414,6 +417,31 @@ def test_a_body_that_is_not_there_does_not_delay_the_end(serve: Serve) -> None:
             running.brake.release()
             assert joined(runs).status_code == 200
         wait_for(lambda: running.server.should_exit)
+
+
+def test_what_is_answered_to_the_end_is_also_read_to_the_end(serve: Serve) -> None:
+    """Several ticks of the server pass while it is read: the page loads by dozens of such requests."""
+    with serve(max_batch_size=1) as running:
+        running.brake.hold()
+        runs = in_thread(lambda: post(running))
+        running.brake.wait_until_held()
+        running.server.drain("test")
+        with sending(running, b"{", length=2, to=b"GET /health") as sock:
+            wait_for(lambda: running.server.gate._reading)
+            time.sleep(0.3)
+            sock.sendall(b"}")
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+        running.brake.release()
+        assert joined(runs).status_code == 200
+        wait_for(lambda: running.server.should_exit)
+
+
+def test_what_is_answered_to_the_end_does_not_delay_it(serve: Serve) -> None:
+    with serve() as running, sending(running, b"{", length=2, to=b"GET /health") as sock:
+        wait_for(lambda: running.server.gate._reading)
+        running.server.drain("test")
+        wait_for(lambda: running.server.should_exit)
+        assert b"503" in sock.recv(4096)
 
 
 def test_a_client_that_does_not_read_does_not_delay_the_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,16 +68,19 @@ class Gate:
         self.in_flight = 0
         """Requests whose bodies are there and whose answers are not."""
         self.draining = False
-        self._reading: set[asyncio.Future[bytes | None]] = set()
+        self._reading: dict[asyncio.Future[bytes | None], bool] = {}
+        """What is being read, and whether it is answered also at the end."""
         self._sending: dict[asyncio.Future[Any], float] = {}
 
     def drop_idle(self) -> None:
         """Refuse the requests whose bodies are not there yet, and leave clients that do not read their answers.
 
-        At the end of the server, in the event loop.
+        At the end of the server, in the event loop.  What is answered to the end is refused only when nothing else
+        runs any more: a page that is about to ask for its next part would never be whole.
         """
-        for reading in self._reading:
-            reading.cancel()
+        for reading, to_the_end in self._reading.items():
+            if not (to_the_end and self.in_flight):
+                reading.cancel()
         for sending, since in self._sending.items():
             if time.monotonic() - since > PATIENCE:
                 sending.cancel()
@@ -126,7 +129,7 @@ class Gate:
         try:
             self._check_key(scope)
             self._check_draining(scope)
-            body = await self._read(receive)
+            body = await self._read(receive, self._is_answered_to_the_end(scope))
             self._check_draining(scope)
         except ApiError as error:
             await error.response()(scope, receive, send)
@@ -139,14 +142,14 @@ class Gate:
         finally:
             self.in_flight -= 1
 
-    async def _read(self, receive: Any) -> bytes | None:
+    async def _read(self, receive: Any, to_the_end: bool) -> bytes | None:
         """The body, None if the client left."""
         reading = asyncio.ensure_future(self._body(receive))
-        self._reading.add(reading)
+        self._reading[reading] = to_the_end
         try:
             done, _ = await asyncio.wait({reading}, timeout=self.body_timeout)
         finally:
-            self._reading.discard(reading)
+            del self._reading[reading]
             reading.cancel()
         if not done:
             raise ApiError(408, "the request's body did not arrive in time", headers={"Connection": "close"})
@@ -155,9 +158,12 @@ class Gate:
         return reading.result()
 
     def _check_draining(self, scope: Any) -> None:
-        # the page tells what was asked before; what it asks from now on is refused as all else
-        if self.draining and scope["path"] not in ANSWERED_TO_THE_END and not self._is_page(scope):
+        if self.draining and not self._is_answered_to_the_end(scope):
             raise _stopping()
+
+    def _is_answered_to_the_end(self, scope: Any) -> bool:
+        # the page tells what was asked before; what it asks from now on is refused as all else
+        return scope["path"] in ANSWERED_TO_THE_END or self._is_page(scope)
 
     def _is_page(self, scope: Any) -> bool:
         return self.page is not None and f"{scope['path']}/".startswith(f"{self.page}/")
