@@ -426,7 +426,7 @@ def test_what_is_answered_to_the_end_is_also_read_to_the_end(serve: Serve) -> No
         runs = in_thread(lambda: post(running))
         running.brake.wait_until_held()
         running.server.drain("test")
-        with sending(running, b"{", length=2, to=b"GET /health") as sock:
+        with sending(running, b"{", length=2, to=b"GET /metrics") as sock:
             wait_for(lambda: running.server.gate._reading)
             time.sleep(0.3)
             sock.sendall(b"}")
@@ -437,7 +437,7 @@ def test_what_is_answered_to_the_end_is_also_read_to_the_end(serve: Serve) -> No
 
 
 def test_what_is_answered_to_the_end_does_not_delay_it(serve: Serve) -> None:
-    with serve() as running, sending(running, b"{", length=2, to=b"GET /health") as sock:
+    with serve() as running, sending(running, b"{", length=2, to=b"GET /metrics") as sock:
         wait_for(lambda: running.server.gate._reading)
         running.server.drain("test")
         wait_for(lambda: running.server.should_exit)
