@@ -38,6 +38,9 @@ EVERY_FIELD = {
     "act_fn": "silu",
     "init": "random",
     "init_weights": False,
+    "form": "direct",
+    "alpha": 2.5,
+    "rms": True,
     "vector": "given",
     "unknown_prompt": "whole",
     "subspaces": [[0], [1, 2]],
@@ -112,11 +115,35 @@ def test_positions_are_saved_in_one_form(text: str, written: str) -> None:
     assert config == ReftConfig(positions=written, groups=[{"positions": written}, {"r": 1}])
 
 
-def test_the_default_is_the_identity_where_there_is_one() -> None:
+def test_the_default_starts_from_nothing_where_that_can_be() -> None:
     for name, kind in INTERVENTIONS.items():
-        wanted = "identity" if kind.supports_identity(None) else "paper"
-        assert ReftConfig(intervention=name).init == wanted
-    assert ReftConfig(act_fn="gelu").init == "paper"
+        config = ReftConfig(intervention=name)
+        assert config.init == ("zero" if kind.supports_zero(None) else "paper")
+        assert config.form == ("delta" if name in ("loreft", "noreft") else "direct")
+    assert (ReftConfig(act_fn="gelu").init, ReftConfig(act_fn="gelu").form) == ("paper", "direct")
+
+
+@pytest.mark.parametrize("init", ["identity", "paper", "random"])
+def test_a_file_from_before_there_were_forms_keeps_its_meaning(init: str, tmp_path: Path) -> None:
+    groups = [{"layers": [0]}, {"layers": [1], "intervention": "noreft"}, {"layers": [2], "init": "paper"}]
+    ReftConfig(init=init, groups=groups).save_pretrained(str(tmp_path))
+    path = tmp_path / "adapter_config.json"
+    values = json.loads(path.read_text())
+    old = {name: value for name, value in values.items() if name not in ("form", "alpha", "rms")}
+    path.write_text(json.dumps(old))
+    for found in (ReftConfig.from_pretrained(str(tmp_path)), PeftConfig.from_pretrained(str(tmp_path))):
+        assert isinstance(found, ReftConfig)
+        assert [(group.form, group.alpha, group.rms) for group in found.resolved_groups()] == [
+            ("direct", None, False)
+        ] * 3
+
+
+def test_the_form_of_each_group() -> None:
+    groups = [{"layers": 0}, {"layers": 1, "intervention": "direft"}, {"layers": 2, "init": "paper"}]
+    groups += [{"layers": 3, "init": "paper", "form": "delta"}, {"layers": 4, "act_fn": "gelu"}]
+    found = ReftConfig(groups=groups).resolved_groups()
+    assert [group.form for group in found] == ["delta", "direct", "direct", "delta", "direct"]
+    assert [group.init for group in found] == ["zero", "zero", "paper", "paper", "paper"]
 
 
 def test_init_weights_false_is_a_random_start() -> None:
@@ -140,7 +167,7 @@ def test_groups_override_only_what_they_name() -> None:
         r=2, positions="l1", groups=[{"layers": [0], "r": 5}, {"layers": [1], "intervention": "consreft"}]
     )
     first, second = config.resolved_groups()
-    assert (first.r, first.positions, first.layers, first.init) == (5, "l1", [0], "identity")
+    assert (first.r, first.positions, first.layers, first.init) == (5, "l1", [0], "zero")
     assert (second.r, second.intervention, second.init) == (2, "consreft", "paper")
 
 
@@ -267,6 +294,14 @@ def test_active_subspaces_are_indices_of_subspaces(chosen: Any) -> None:
     [
         ({"init": "identity", "intervention": "consreft"}, "cannot be the identity"),
         ({"init": "identity", "act_fn": "relu"}, "cannot be the identity"),
+        ({"init": "zero", "act_fn": "relu"}, "cannot be the identity"),
+        ({"form": "delta", "intervention": "direft"}, "of loreft and noreft"),
+        ({"form": "delta", "act_fn": "gelu"}, "act_fn='gelu'"),
+        ({"alpha": 0}, "alpha=0 is not valid"),
+        ({"alpha": "8"}, "alpha='8' is not valid"),
+        ({"alpha": True}, "alpha=True is not valid"),
+        ({"alpha": float("nan")}, "alpha=nan is not valid"),
+        ({"rms": 1}, "rms=1 is not valid"),
         ({"init": "identity", "init_weights": False}, "init='random'"),
         ({"positions": "all", "tie": "none"}, "use tie='all'"),
         ({"positions": "prompt", "tie": "group"}, "use tie='all'"),

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["ReftConfig", "ReftGroup", "refuse_patterns", "resolve_layers"]
 
 TIES = ("all", "group", "none")
-INITS = ("identity", "paper", "random")
+INITS = ("zero", "identity", "paper", "random")
+FORMS = ("direct", "delta")
 UNKNOWN_PROMPTS = ("refuse", "whole")
 VECTORS = ("learned", "given")
 ACT_FNS = ("linear", *ACTIVATIONS)
@@ -49,6 +50,9 @@ class ReftGroup:
     dropout: float
     act_fn: str | None
     init: str
+    form: str
+    alpha: float | None
+    rms: bool
     vector: str
     subspaces: list[list[int]] | None
     active_subspaces: list[int] | None
@@ -67,7 +71,14 @@ class ReftGroup:
     def options(self) -> InterventionOptions:
         """What the Φ itself needs."""
         return InterventionOptions(
-            r=self.r, act_fn=self.act_fn, dropout=self.dropout, init=self.init, vector=self.vector
+            r=self.r,
+            act_fn=self.act_fn,
+            dropout=self.dropout,
+            init=self.init,
+            form=self.form,
+            alpha=self.alpha,
+            rms=self.rms,
+            vector=self.vector,
         )
 
     @property
@@ -112,8 +123,19 @@ class ReftConfig(PeftConfig):
     act_fn: str | None = field(default=None, metadata={"help": "Activation of the learned projection."})
     init: str | None = field(
         default=None,
-        metadata={"help": "identity (a fresh adapter changes nothing), paper, random. None: identity if Φ has one."},
+        metadata={
+            "help": "zero, identity (with both a fresh adapter changes nothing), paper, random. "
+            "None: zero, where Φ can start so."
+        },
     )
+    form: str | None = field(
+        default=None,
+        metadata={
+            "help": "loreft, noreft: direct keeps W, delta keeps W - R. None: direct with init identity, paper, random."
+        },
+    )
+    alpha: float | None = field(default=None, metadata={"help": "Scales the edit by alpha / sqrt(r). None: by 1."})
+    rms: bool = field(default=False, metadata={"help": "Feed Φ the RMS-normalised hidden state."})
     init_weights: bool = field(
         default=True, metadata={"help": "PEFT's name for it: False is init='random', for tests."}
     )
@@ -158,6 +180,8 @@ class ReftConfig(PeftConfig):
         # what a regex, as the user or reftune wrote it, matched in the model that the adapter was put on
         self.matched: dict[str, str | None] = {}
         self._check_init_weights()
+        if self.form is None:
+            self.form = _default_form(self.intervention, self.act_fn, self.init)
         if self.init is None:
             self.init = _default_init(self.intervention, self.act_fn)
         self._check_groups()
@@ -259,6 +283,8 @@ class ReftConfig(PeftConfig):
             values = {**own, **chosen}
             if "init" not in chosen and {"intervention", "act_fn"} & set(chosen) and self.init != "random":
                 values["init"] = None
+            if "form" not in chosen and {"intervention", "act_fn", "init"} & set(chosen) and self.form == "delta":
+                values["form"] = None
             merged.append(_checked(ReftGroup(**values)))
         return merged
 
@@ -278,7 +304,14 @@ def _positions(positions: Any) -> Any:
 
 def _default_init(intervention: str, act_fn: str | None) -> str:
     """A fresh adapter is the base model where Φ can be the identity; ConsReFT, for one, cannot."""
-    return "identity" if INTERVENTIONS[intervention].supports_identity(act_fn) else "paper"
+    return "zero" if INTERVENTIONS[intervention].supports_zero(act_fn) else "paper"
+
+
+def _default_form(intervention: str, act_fn: str | None, init: str | None) -> str:
+    if init in ("identity", "paper", "random"):
+        # before there were forms, every configuration was saved with one of these, and keeps its meaning
+        return "direct"
+    return "delta" if INTERVENTIONS[intervention].supports_form("delta", act_fn) else "direct"
 
 
 def _checked(group: ReftGroup) -> ReftGroup:
@@ -292,14 +325,7 @@ def _checked(group: ReftGroup) -> ReftGroup:
         _choose("act_fn", group.act_fn, ACT_FNS)
     if isinstance(group.dropout, bool) or not isinstance(group.dropout, (int, float)) or not 0 <= group.dropout < 1:
         raise ValueError(f"dropout={group.dropout!r} is not valid; it is a number from 0 up to, not including, 1")
-    if group.init is None:
-        group = replace(group, init=_default_init(group.intervention, group.act_fn))
-    _choose("init", group.init, INITS)
-    if group.init == "identity" and not INTERVENTIONS[group.intervention].supports_identity(group.act_fn):
-        raise ValueError(
-            f"init='identity' is not valid: {group.intervention} with act_fn={group.act_fn!r} cannot be the identity; "
-            "use init='paper'"
-        )
+    group = _checked_start(group)
     spec = group.spec
     if spec.scope == "span" and spec.count == 0:
         warnings.warn(f"positions={group.positions!r} edits no token at all", stacklevel=4)
@@ -314,6 +340,34 @@ def _checked(group: ReftGroup) -> ReftGroup:
     _check_subspaces(group)
     if group.vector == "given" and group.intervention != "steer":
         warnings.warn(f"vector='given' has no effect on intervention={group.intervention!r}", stacklevel=4)
+    return group
+
+
+def _checked_start(group: ReftGroup) -> ReftGroup:
+    """The group with `init` and `form` resolved, and these, `alpha` and `rms` looked at."""
+    phi = INTERVENTIONS[group.intervention]
+    if group.form is None:
+        group = replace(group, form=_default_form(group.intervention, group.act_fn, group.init))
+    if group.init is None:
+        group = replace(group, init=_default_init(group.intervention, group.act_fn))
+    _choose("init", group.init, INITS)
+    _choose("form", group.form, FORMS)
+    starts = {"identity": phi.supports_identity, "zero": phi.supports_zero}
+    if group.init in starts and not starts[group.init](group.act_fn):
+        raise ValueError(
+            f"init={group.init!r} is not valid: {group.intervention} with act_fn={group.act_fn!r} cannot be the "
+            "identity; use init='paper'"
+        )
+    if not phi.supports_form(group.form, group.act_fn):
+        raise ValueError(
+            f"form={group.form!r} is not valid: it is of loreft and noreft without act_fn, and this is "
+            f"{group.intervention} with act_fn={group.act_fn!r}; use form='direct'"
+        )
+    alpha = group.alpha
+    if alpha is not None and (isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 < alpha < 1e9):
+        raise ValueError(f"alpha={alpha!r} is not valid; it is a number above 0, or None for no scale")
+    if not isinstance(group.rms, bool):
+        raise ValueError(f"rms={group.rms!r} is not valid; use True or False")
     return group
 
 

@@ -160,6 +160,48 @@ def test_identity_is_exactly_zero_and_learns_or_is_refused(name: str, act_fn: st
     assert any(p.grad is not None and p.grad.count_nonzero() > 0 for p in module.parameters())
 
 
+@every_intervention
+@every_start
+@pytest.mark.parametrize("form", ["direct", "delta"])
+@pytest.mark.parametrize("dtype", STORAGE)
+def test_zero_is_exactly_zero_and_learns_or_is_refused(
+    name: str, act_fn: str | None, form: str, dtype: torch.dtype
+) -> None:
+    phi = INTERVENTIONS[name]
+    options = InterventionOptions(r=R, act_fn=act_fn, init="zero", form=form)
+    if not phi.supports_form(form, act_fn) or not phi.supports_zero(act_fn):
+        with pytest.raises(ValueError, match=r"cannot start as the identity|form='delta'"):
+            make(name, options)
+        return
+    module = make(name, options, dtype=dtype)
+    for h_dtype in [torch.float64, *STORAGE]:
+        delta = module(states(dtype=h_dtype) * 100)
+        assert torch.equal(delta, torch.zeros_like(delta))
+    (module(states()) * torch.randn(2, 5, D)).sum().backward()
+    assert any(p.grad is not None and p.grad.count_nonzero() > 0 for p in module.parameters())
+
+
+def test_zero_of_direft_draws_what_reads_and_rests_what_writes() -> None:
+    for act_fn in (None, *ACTIVATIONS):
+        module = make("direft", InterventionOptions(r=R, act_fn=act_fn, init="zero"))
+        state = module.state_dict()
+        assert state["W1"].count_nonzero() == R * D and state["W1"].abs().max() <= D**-0.5
+        assert state["W2"].count_nonzero() == state["b"].count_nonzero() == 0
+
+
+def test_the_form_delta_is_decayed_towards_the_identity() -> None:
+    module = make("loreft", replace(RANDOM, form="delta"))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(0.5)
+        halved = module(states())
+        for name, parameter in module.named_parameters():
+            if name != "R":
+                parameter.zero_()
+    assert halved.count_nonzero() > 0
+    assert module(states()).count_nonzero() == 0
+
+
 def test_where_the_identity_is_supported() -> None:
     linear_only, not_at_rest = {None, "linear"}, {None, "linear", "gelu", "silu", "tanh"}
     supported = {
@@ -331,6 +373,8 @@ def test_a_bad_option_is_refused_by_name(field: str, value: object, message: str
     ("name", "options", "message"),
     [
         ("red", replace(RANDOM, act_fn="gelu"), "act_fn='gelu' has no effect"),
+        ("red", replace(RANDOM, alpha=2.0), "alpha=2.0 has no effect"),
+        ("lobireft", replace(RANDOM, rms=True), "rms=True has no effect"),
         ("loreft", replace(RANDOM, vector="given"), "vector='given' has no effect"),
     ],
 )

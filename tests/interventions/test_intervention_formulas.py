@@ -121,6 +121,49 @@ def test_formula(name: str, act_fn: str | None) -> None:
     )
 
 
+@pytest.mark.parametrize(("name", "reference", "projection"), [("loreft", "R", "W"), ("noreft", "W2", "W1")])
+def test_the_form_delta_is_the_same_formula(name: str, reference: str, projection: str) -> None:
+    torch.manual_seed(0)
+    module = INTERVENTIONS[name](D, InterventionOptions(r=R, init="random", form="delta"), dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(1.5).add_(0.3 * torch.randn_like(parameter))
+    parameters = parameters_of(module)
+    assert projection not in parameters
+    parameters[projection] = parameters[reference] + parameters.pop("dW")
+    assert torch.allclose(module(states()), expected(name, states(), parameters), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["direct", "delta"])
+@pytest.mark.parametrize("name", ["loreft", "noreft"])
+@pytest.mark.parametrize("init", ["paper", "zero", "identity"])
+def test_a_start_is_the_same_map_in_both_forms(name: str, form: str, init: str) -> None:
+    torch.manual_seed(0)
+    direct = INTERVENTIONS[name](D, InterventionOptions(r=R, init=init), dtype=torch.float64)
+    torch.manual_seed(0)
+    module = INTERVENTIONS[name](D, InterventionOptions(r=R, init=init, form=form), dtype=torch.float64)
+    assert torch.allclose(module(states()), direct(states()), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", [name for name, phi in INTERVENTIONS.items() if phi.has_subspaces])
+def test_alpha_over_the_root_of_the_rank_multiplies_the_edit(name: str) -> None:
+    torch.manual_seed(0)
+    options = InterventionOptions(r=R, init="random", alpha=3.0)
+    module = INTERVENTIONS[name](D, options, dtype=torch.float64)
+    wanted = expected(name, states(), parameters_of(module)) * 3.0 / R**0.5
+    assert torch.allclose(module(states()), wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [name for name, phi in INTERVENTIONS.items() if phi.reads_h])
+def test_rms_feeds_the_normalised_state(name: str) -> None:
+    torch.manual_seed(0)
+    module = INTERVENTIONS[name](D, InterventionOptions(r=R, init="random", rms=True), dtype=torch.float64)
+    h = 50 * states()
+    normalised = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+    wanted = expected(name, normalised, parameters_of(module))
+    assert torch.allclose(module(h), wanted, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("act_fn", [None, "silu"])
 @pytest.mark.parametrize("name", [name for name, phi in INTERVENTIONS.items() if phi.has_subspaces])
 def test_a_rank_mask_leaves_the_formula_of_the_rows_kept(name: str, act_fn: str | None) -> None:

@@ -30,7 +30,12 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "steer": {"positions": "f7+l7", "intervention": "steer"},
     "head": {"r": 2, "positions": "l3", "component": "attention_head[1]"},
     "mlp": {"r": 2, "positions": "l3", "component": "mlp_output", "tie": "none"},
-    "two": {"r": 2, "groups": [{"layers": [0], "positions": "f2"}, {"layers": [1], "positions": "l1"}]},
+    "two": {
+        "r": 2,
+        "form": "delta",
+        "alpha": 1.5,
+        "groups": [{"layers": [0], "positions": "f2"}, {"layers": [1], "positions": "l1"}],
+    },
 }
 
 

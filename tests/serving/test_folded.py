@@ -49,6 +49,17 @@ def test_every_linear_intervention(tmp_path: Path, kind: str, vector: str) -> No
         torch.testing.assert_close(found.at(layer, (Part(number, 0, 0),))(h), wanted, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("values", [{"form": "delta"}, {"alpha": 3.0}, {"form": "delta", "alpha": 0.5}])
+@pytest.mark.parametrize("kind", ["loreft", "noreft"])
+def test_forms_and_scales(tmp_path: Path, kind: str, values: dict[str, Any]) -> None:
+    model, folder = saved(tmp_path, intervention=kind, r=3, layers=[1], **values)
+    phi = model.get_submodule("base_model.model.model.layers.1.hidden_edit.intervention_0.default")
+    h = torch.randn(7, HIDDEN)
+    with torch.no_grad():
+        wanted = phi(h)
+    torch.testing.assert_close(folded(folder).at(1, (Part(0, 0, 0),))(h), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_ties_have_a_map_for_each_position(tmp_path: Path) -> None:
     model, folder = saved(tmp_path, positions="f1+l2", tie="none", r=2, layers=[1])
     found = folded(folder)
@@ -99,6 +110,7 @@ def test_there_and_back(tmp_path: Path) -> None:
     [
         ({"act_fn": "relu", "intervention": "direft"}, {}, "act_fn='relu'"),
         ({"component": "mlp_output"}, {}, "mlp_output"),
+        ({"rms": True}, {}, "rms=True"),
         ({}, {"width": HIDDEN + 1}, "width"),
         ({}, {"layers": LAYERS - 1}, "layer"),
         ({}, {"prefix": "transformer.h"}, "transformer.h"),

@@ -22,8 +22,10 @@ from reftune.interventions.orthonormal import autocast_off, orthonormal_rows
 
 __all__ = ["Intervention", "InterventionOptions", "LowRankIntervention", "OrthonormalIntervention"]
 
-INITS = ("identity", "paper", "random")
+INITS = ("zero", "identity", "paper", "random")
+FORMS = ("direct", "delta")
 VECTORS = ("learned", "given")
+RMS_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,17 @@ class InterventionOptions:
     dropout: float = 0.0
     """Dropout on the edit, never on the hidden state."""
     init: str = "identity"
-    """"identity": the edit starts as exactly 0.  "paper": as published.  "random": no part starts at rest."""
+    """"zero" and "identity": the edit starts as exactly 0; with "zero", what reads h is drawn and what writes rests
+    (DiReFT: W1 as a linear layer, W2 = 0), where "identity" has it the other way round.  Where both are one, as for
+    LoReFT (W = R), they are the same.  "paper": as published.  "random": no part starts at rest.
+    """
+    form: str = "direct"
+    """How `loreft` and `noreft` keep their projection: W itself, or "delta", ΔW = W - R, so that what is trained, and
+    decayed, is the distance from the identity.  Without effect on others."""
+    alpha: float | None = None
+    """The edit's coefficients are multiplied by alpha / sqrt(r), as LoRA's with rank stabilisation; None: by 1."""
+    rms: bool = False
+    """Φ is fed h / sqrt(mean(h²) + 1e-6) in place of h: its edit does not grow with the stream."""
     vector: str = "learned"
     """`steer` only: is its direction trained ("learned") or fixed ("given")?"""
 
@@ -47,6 +59,10 @@ class InterventionOptions:
             raise ValueError(f"dropout={self.dropout!r} is not a probability below 1: use 0.0 <= dropout < 1.0")
         if self.init not in INITS:
             raise ValueError(f"init={self.init!r} is unknown: use one of {INITS}")
+        if self.form not in FORMS:
+            raise ValueError(f"form={self.form!r} is unknown: use one of {FORMS}")
+        if self.alpha is not None and not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha={self.alpha!r} is no scale: use a number above 0, or None for none")
         if self.vector not in VECTORS:
             raise ValueError(f"vector={self.vector!r} is unknown: use one of {VECTORS}")
 
@@ -57,7 +73,9 @@ class Intervention(nn.Module, ABC):
     has_subspaces: ClassVar[bool]
     """True if there is a rank axis, so that parts of it can be masked."""
     uses: ClassVar[frozenset[str]] = frozenset()
-    """Which of the options `act_fn` and `vector` have an effect."""
+    """Which of the options `act_fn`, `vector` and `form` have an effect."""
+    reads_h: ClassVar[bool] = True
+    """Whether the edit depends on h."""
     no_identity_because: ClassVar[str] = ""
     """Completes the error message where `supports_identity` says no."""
 
@@ -108,6 +126,16 @@ class Intervention(nn.Module, ABC):
         return True
 
     @classmethod
+    def supports_zero(cls, act_fn: str | None) -> bool:
+        """Can it start with `init="zero"`?"""
+        return cls.supports_identity(act_fn)
+
+    @classmethod
+    def supports_form(cls, form: str, act_fn: str | None) -> bool:
+        """Has it the form "delta"?  "direct" all have."""
+        return form == "direct"
+
+    @classmethod
     def parameter_count(cls, d: int, options: InterventionOptions) -> int:
         return sum(math.prod(shape) for shape in cls.parameter_shapes(d, options).values())
 
@@ -139,7 +167,8 @@ class Intervention(nn.Module, ABC):
         for other in {parameter.dtype for parameter in self._parameters.values() if parameter is not None}:
             dtype = torch.promote_types(dtype, other)
         with autocast_off(h.device.type):
-            delta = edit(h.to(dtype), rank_mask)
+            wide = h.to(dtype)
+            delta = edit(rms_normalised(wide) if self.options.rms else wide, rank_mask)
         # called only if there is some: in a prefill, a call of a module takes as long as the edit
         return self.dropout(delta) if self.options.dropout else delta
 
@@ -159,12 +188,20 @@ class Intervention(nn.Module, ABC):
         name = cls.__name__
         if cls.has_subspaces and options.r > d:
             raise ValueError(f"{name}: the rank r={options.r} exceeds the width d={d}: use r <= {d}")
-        if options.init == "identity" and not cls.supports_identity(options.act_fn):
+        starts = {"identity": cls.supports_identity, "zero": cls.supports_zero}
+        if options.init in starts and not starts[options.init](options.act_fn):
             without = " or act_fn=None" if options.act_fn and cls.supports_identity(None) else ""
             raise ValueError(
                 f"{name} with act_fn={options.act_fn!r} cannot start as the identity: {cls.no_identity_because}. "
                 f"Use init='paper' or init='random'{without}"
             )
+        if not cls.supports_form(options.form, options.act_fn):
+            why = f"needs act_fn=None, not {options.act_fn!r}" if "form" in cls.uses else "is of loreft and noreft"
+            raise ValueError(f"{name}: form={options.form!r} {why}; use form='direct'")
+        if options.rms and not cls.reads_h:
+            warnings.warn(f"{name} does not depend on h: rms=True has no effect", stacklevel=3)
+        if options.alpha is not None and not cls.has_subspaces:
+            warnings.warn(f"{name} has no rank: alpha={options.alpha!r} has no effect", stacklevel=3)
         if activation(options.act_fn) is not None and "act_fn" not in cls.uses:
             warnings.warn(f"{name} learns no affine map: act_fn={options.act_fn!r} has no effect", stacklevel=3)
         if options.vector != "learned" and "vector" not in cls.uses:
@@ -176,13 +213,18 @@ class LowRankIntervention(Intervention):
 
     has_subspaces: ClassVar[bool] = True
 
+    @property
+    def scale(self) -> float:
+        """What multiplies the coefficients: alpha / sqrt(r), or 1."""
+        return 1.0 if self.options.alpha is None else self.options.alpha / math.sqrt(self.options.r)
+
     @abstractmethod
     def basis(self) -> Tensor:
         """[r, d]: the directions that the edit is written in."""
 
     @abstractmethod
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
-        """[..., r], or [r] where they do not depend on h."""
+        """[..., r], or [r] where they do not depend on h; before they are multiplied by `scale`."""
 
     def edit(self, h: Tensor, rank_mask: Tensor | None) -> Tensor:
         return self._edit_in(self.basis(), h, rank_mask)
@@ -190,6 +232,8 @@ class LowRankIntervention(Intervention):
     def _edit_in(self, basis: Tensor, h: Tensor, rank_mask: Tensor | None) -> Tensor:
         basis_RD = basis.to(h.dtype)
         coefficients_R = self.coefficients(h, basis_RD)
+        if self.options.alpha is not None:
+            coefficients_R = coefficients_R * self.scale
         if rank_mask is not None:
             coefficients_R = coefficients_R * rank_mask.to(h.dtype)
         return (coefficients_R @ basis_RD).expand_as(h)
@@ -211,6 +255,11 @@ class OrthonormalIntervention(LowRankIntervention):
         """As of any intervention; `basis` [r, d] is `basis()` if the caller has it, from a batch of many R."""
         edit = self.edit if basis is None else partial(self._edit_in, basis)
         return self._delta(h, rank_mask, edit)
+
+
+def rms_normalised(h: Tensor) -> Tensor:
+    """h [..., d] over the root of its mean square, as RMSNorm without a weight (Zhang and Sennrich 2019)."""
+    return h * torch.rsqrt(h.square().mean(-1, keepdim=True) + RMS_EPS)
 
 
 # Drawn in float32 or wider and rounded once, so that a seed means the same weights in every storage dtype.

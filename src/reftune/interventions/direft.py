@@ -30,17 +30,27 @@ class Direft(LowRankIntervention):
         return {"W1": (options.r, d), "W2": (options.r, d), "b": (options.r,)}
 
     @classmethod
+    def supports_zero(cls, act_fn: str | None) -> bool:
+        activation(act_fn)
+        return True
+
+    @classmethod
     def supports_identity(cls, act_fn: str | None) -> bool:
         chosen = activation(act_fn)
         return chosen is None or chosen.starts_from_zero
 
     def initialise(self, init: str) -> None:
-        like_linear_(self.W2, d=self.d)
+        if init == "zero":
+            self.W2.zero_()
+        else:
+            like_linear_(self.W2, d=self.d)
         if init == "identity":
             self.W1.zero_()
-            self.b.zero_()
         else:
             like_linear_(self.W1, d=self.d)
+        if init in ("identity", "zero"):
+            self.b.zero_()
+        else:
             like_linear_(self.b, d=self.d)
 
     def basis(self) -> Tensor:

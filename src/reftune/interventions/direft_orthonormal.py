@@ -35,7 +35,7 @@ class DireftOrthonormal(OrthonormalIntervention):
 
     def initialise(self, init: str) -> None:
         orthonormal_(self.R)
-        if init == "identity":
+        if init in ("identity", "zero"):
             self.W.zero_()
             self.b.zero_()
         else:

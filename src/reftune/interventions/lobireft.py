@@ -5,6 +5,8 @@ Must not know: positions, layers, masks.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from reftune.interventions.base import InterventionOptions, OrthonormalIntervention, orthonormal_, uniform_
@@ -13,6 +15,8 @@ __all__ = ["Lobireft"]
 
 
 class Lobireft(OrthonormalIntervention):
+    reads_h: ClassVar[bool] = False
+
     b: nn.Parameter
 
     @classmethod
@@ -21,7 +25,7 @@ class Lobireft(OrthonormalIntervention):
 
     def initialise(self, init: str) -> None:
         orthonormal_(self.R)
-        if init == "identity":
+        if init in ("identity", "zero"):
             self.b.zero_()
         else:
             uniform_(self.b, low=0.0, high=1.0)

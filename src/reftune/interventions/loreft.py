@@ -1,5 +1,8 @@
 """LoReFT: Φ(h) = h + Rᵀ(act(Wh + b) - Rh), R with orthonormal rows.  ReFT paper (arXiv 2404.03592), section 3.2.
 
+In the form "delta" it keeps dW = W - R in place of W: Φ(h) = h + Rᵀ(dW h + b), the same maps, of which dW = b = 0 is
+the identity whatever R is.
+
 Must not know: positions, layers, masks.
 """
 
@@ -18,30 +21,47 @@ __all__ = ["Loreft"]
 
 
 class Loreft(OrthonormalIntervention):
-    uses: ClassVar[frozenset[str]] = frozenset({"act_fn"})
+    uses: ClassVar[frozenset[str]] = frozenset({"act_fn", "form"})
     no_identity_because: ClassVar[str] = "act(Wh + b) = Rh for every h needs a linear act"
 
     W: nn.Parameter
+    dW: nn.Parameter
     b: nn.Parameter
 
     @classmethod
     def parameter_shapes(cls, d: int, options: InterventionOptions) -> dict[str, tuple[int, ...]]:
-        return {"R": (options.r, d), "W": (options.r, d), "b": (options.r,)}
+        projection = "dW" if options.form == "delta" else "W"
+        return {"R": (options.r, d), projection: (options.r, d), "b": (options.r,)}
 
     @classmethod
     def supports_identity(cls, act_fn: str | None) -> bool:
         return activation(act_fn) is None
 
+    @classmethod
+    def supports_form(cls, form: str, act_fn: str | None) -> bool:
+        return form == "direct" or activation(act_fn) is None
+
     def initialise(self, init: str) -> None:
         orthonormal_(self.R)
-        if init == "identity":
+        rests = init in ("identity", "zero")
+        if self.options.form == "delta":
+            if rests:
+                self.dW.zero_()
+            else:
+                like_linear_(self.dW, d=self.d)
+                self.dW.sub_(orthonormal_rows(self.R))
+        elif rests:
             self.W.copy_(orthonormal_rows(self.R))
-            self.b.zero_()
         else:
             like_linear_(self.W, d=self.d)
+        if rests:
+            self.b.zero_()
+        else:
             like_linear_(self.b, d=self.d)
 
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
+        if self.options.form == "delta":
+            return F.linear(h, self.dW.to(h.dtype), self.b.to(h.dtype))
         W, b = self.W.to(h.dtype), self.b.to(h.dtype)
         if self.activation is not None:
             return self.act(F.linear(h, W, b)) - F.linear(h, basis)

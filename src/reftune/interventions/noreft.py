@@ -1,5 +1,7 @@
 """NoReFT: Φ(h) = h + W2ᵀ(act(W1h + b) - W2h), LoReFT with a free W2 for R.  ReFT paper, appendix E.
 
+In the form "delta" it keeps dW = W1 - W2 in place of W1: Φ(h) = h + W2ᵀ(dW h + b).
+
 Must not know: positions, layers, masks.
 """
 
@@ -17,34 +19,51 @@ __all__ = ["Noreft"]
 
 
 class Noreft(LowRankIntervention):
-    uses: ClassVar[frozenset[str]] = frozenset({"act_fn"})
+    uses: ClassVar[frozenset[str]] = frozenset({"act_fn", "form"})
     no_identity_because: ClassVar[str] = "act(W1h + b) = W2h for every h needs a linear act"
 
     W1: nn.Parameter
+    dW: nn.Parameter
     W2: nn.Parameter
     b: nn.Parameter
 
     @classmethod
     def parameter_shapes(cls, d: int, options: InterventionOptions) -> dict[str, tuple[int, ...]]:
-        return {"W1": (options.r, d), "W2": (options.r, d), "b": (options.r,)}
+        projection = "dW" if options.form == "delta" else "W1"
+        return {projection: (options.r, d), "W2": (options.r, d), "b": (options.r,)}
 
     @classmethod
     def supports_identity(cls, act_fn: str | None) -> bool:
         return activation(act_fn) is None
 
+    @classmethod
+    def supports_form(cls, form: str, act_fn: str | None) -> bool:
+        return form == "direct" or activation(act_fn) is None
+
     def initialise(self, init: str) -> None:
         like_linear_(self.W2, d=self.d)
-        if init == "identity":
+        rests = init in ("identity", "zero")
+        if self.options.form == "delta":
+            if rests:
+                self.dW.zero_()
+            else:
+                like_linear_(self.dW, d=self.d)
+                self.dW.sub_(self.W2)
+        elif rests:
             self.W1.copy_(self.W2)
-            self.b.zero_()
         else:
             like_linear_(self.W1, d=self.d)
+        if rests:
+            self.b.zero_()
+        else:
             like_linear_(self.b, d=self.d)
 
     def basis(self) -> Tensor:
         return self.W2
 
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
+        if self.options.form == "delta":
+            return F.linear(h, self.dW.to(h.dtype), self.b.to(h.dtype))
         W1, b = self.W1.to(h.dtype), self.b.to(h.dtype)
         if self.activation is not None:
             return self.act(F.linear(h, W1, b)) - F.linear(h, basis)

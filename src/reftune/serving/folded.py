@@ -135,6 +135,10 @@ def fold_adapter(files: AdapterFiles, *, layers: int, width: int, prefix: str) -
             raise AdapterError(f"{where} edits {group.component[:40]}; this server edits outputs of blocks only")
         if group.act_fn not in (None, "linear"):
             raise AdapterError(f"{where} has act_fn={group.act_fn!r}; this server takes linear interventions only")
+        if group.rms:
+            raise AdapterError(
+                f"{where} has rms=True, by which an edit is no linear map of h; this server takes linear ones only"
+            )
     layers_of = [_layers_of(group, layers) for group in groups]
     sites: dict[Site, int] = {}
     of_layers: dict[int, int] = {}
@@ -197,8 +201,8 @@ def fold(phi: Intervention, group: ReftGroup) -> Affine:
             with torch.enable_grad():
                 jacobian: Any = torch.autograd.functional.jacobian(lambda h: phi.coefficients(h, basis), zero)
             on = torch.tensor([float(row in group.active_rows) for row in range(len(basis))], dtype=zero.dtype)
-            A = jacobian * on[:, None]
-            found = Affine(A, basis, None, (phi.coefficients(zero, basis) * on) @ basis)
+            A = phi.scale * jacobian * on[:, None]
+            found = Affine(A, basis, None, phi.scale * (phi.coefficients(zero, basis) * on) @ basis)
             if not bool(A.any()):
                 found = found._replace(A=None, B=None)
             mask = on
@@ -206,7 +210,7 @@ def fold(phi: Intervention, group: ReftGroup) -> Affine:
             v = phi.edit(zero, None)
             found, mask = Affine(None, None, phi.edit(zero + 1, None) - v, v), None
         h = 10 * torch.randn(4, phi.d, dtype=zero.dtype, generator=torch.Generator().manual_seed(0))
-        wanted = phi.edit(h, mask)
+        wanted = phi(h, mask)
         if not torch.allclose(found(h), wanted, rtol=1e-6, atol=1e-6 * float(wanted.abs().max().clamp(min=1e-30))):
             raise ValueError(f"the intervention {group.intervention!r} is not an affine map; such are not served here")
     return Affine(*(None if value is None or not bool(value.any()) else value.float() for value in found))
