@@ -14,7 +14,7 @@ from .tuner import ReftLayer, ReftModel, register
 if TYPE_CHECKING:
     from .data import PromptStyle, ReftCollator, build_dataset, encode_prompt, load_records, tokenize_record
     from .generation import generate_texts
-    from .training import ReftTrainer
+    from .training import ReftTrainer, parameter_groups
 
 __all__ = [
     "INTERVENTIONS",
@@ -35,6 +35,7 @@ __all__ = [
     "encode_prompt",
     "generate_texts",
     "load_records",
+    "parameter_groups",
     "parse_positions",
     "register",
     "tokenize_record",
@@ -50,6 +51,7 @@ _LATER = {
     "encode_prompt": ".data",
     "generate_texts": ".generation",
     "load_records": ".data",
+    "parameter_groups": ".training",
     "tokenize_record": ".data",
 }
 

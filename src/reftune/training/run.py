@@ -28,6 +28,7 @@ from ..errors import ReftuneError
 from ..files import check_writable
 from ..models import SAVING, load_base, save_adapter
 from .checkpoints import checkpoints_in, last_whole, only_run
+from .groups import check_factors
 from .prepare import OnFill
 from .trainer import REUSE, ReftTrainer
 
@@ -78,6 +79,8 @@ class RunConfig:
     """The most memory that this may take; what is larger goes to disk.  By default half of what is free."""
     packing: bool = False
     """Lay the rows of a batch end to end, without padding."""
+    lr_groups: dict[str, Any] = field(default_factory=dict)
+    """Tensors of the interventions, or modules beside them, and what multiplies their learning rate: {b: 10}."""
     reft: dict[str, Any] = field(default_factory=dict)
     """Fields of `ReftConfig`."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +114,8 @@ class RunConfig:
             raise ReftuneError(f"reuse_limit_gb={limit!r} is not valid; use a number from 0, or null")
         if not isinstance(self.packing, bool):
             raise ReftuneError(f"packing={self.packing!r} is not valid; use true or false")
+        self.lr_groups = keys_and_values("lr_groups", self.lr_groups)
+        check_factors(self.lr_groups)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -233,6 +238,7 @@ def _train_run(
         reuse=config.reuse,
         reuse_limit_gb=config.reuse_limit_gb,
         packing=config.packing,
+        lr_groups=config.lr_groups,
         on_fill=on_fill,
     )
     if callbacks:

@@ -6,7 +6,7 @@ Must not know: tasks, the command line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from ..errors import DataError, ReftuneError
 from ..tuner import call_state, find_root
 from .checkpoints import Room, damage, last_whole, rotate, saving, seal
 from .frozen import frozen_plan
+from .groups import check_factors, with_factors
 from .loss import ResponseLoss
 from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
@@ -52,13 +53,16 @@ class ReftTrainer(ProcessTrainer):
       progress bar while it is computed.  `reuse="off"` never does so.
     - Checkpoints end with a mark that lists their files; what is not whole is not resumed from.
     - `packing=True`: the rows of a batch are laid end to end in one row, without padding.
+    - `lr_groups={"b": 10}`: the tensors of that name, or a module trained beside the interventions, have ten times the
+      learning rate (`parameter_groups` makes the same groups for other trainers).
 
     All of this is left aside where the model or the arguments ask for more: label smoothing, a loss function or a head
     of one's own, `torch_compile`, metrics that need logits.
 
     Raises:
         DataError: no collator is given and no tokenizer to make one from.
-        ReftuneError: an unknown value of `reuse`; `packing` with a collator of one's own.
+        ReftuneError: an unknown value of `reuse`; `packing` with a collator of one's own; factors in `lr_groups` that
+            are no numbers above 0, and in `train` names that nothing trained has.
     """
 
     def __init__(
@@ -73,6 +77,7 @@ class ReftTrainer(ProcessTrainer):
         reuse: str = "auto",
         reuse_limit_gb: float | None = None,
         packing: bool = False,
+        lr_groups: Mapping[str, float] | None = None,
         on_fill: OnFill | None = None,
         **kwargs: Any,
     ) -> None:
@@ -88,6 +93,8 @@ class ReftTrainer(ProcessTrainer):
                     "data_collator of your own that adds prompt_length"
                 )
             data_collator = ReftCollator(tokenizer, packing=packing)
+        check_factors(lr_groups or {})
+        self.lr_groups = dict(lr_groups or {})
         self.reuse = reuse
         self.reuse_limit_gb = reuse_limit_gb
         self.packing = packing
@@ -134,6 +141,13 @@ class ReftTrainer(ProcessTrainer):
             # of a run that was killed
             remove_folder(self._frozen_folder())
         return result
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if self.lr_groups and is_new:
+            optimizer.param_groups[:] = with_factors(optimizer.param_groups, self._inner(), self.lr_groups)
+        return optimizer
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self._drop_frozen_if_stale()
