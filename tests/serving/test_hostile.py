@@ -111,7 +111,7 @@ KEYS = st.sampled_from(
         for layer in ("0", "1", "2", "01", "x", "9" * 400)
         for child in ("hidden_edit", "head_edit_0", "head_edit_00", "self_attn.hidden_edit")
         for unit in ("0", "1", "00", "9" * 5000)
-        for name in ("R", "W", "b", "R.default")
+        for name in ("R", "W", "dW", "b", "R.default")
     ]
 )
 SIZES = st.sampled_from([0, 1, 2, 31, 32, 2**31, 2**62, -1, True, 1.5, None, "3"])

@@ -41,7 +41,7 @@ def test_sentiment_is_learned_saved_and_loaded(tmp_path: Path) -> None:
     config = ReftConfig(r=1, layers="all", positions="f3", task_type="SEQ_CLS")
     model: Any = get_peft_model(base, config)
     trained = {name.split(".")[-1] for name, p in model.named_parameters() if p.requires_grad}
-    assert trained == {"R", "W", "b", "weight", "bias"}  # the head is among modules_to_save
+    assert trained == {"R", "dW", "b", "weight", "bias"}  # the head is among modules_to_save
     batch = tokenizer(GOOD + BAD, padding=True, return_tensors="pt")
     labels = torch.tensor([1] * len(GOOD) + [0] * len(BAD))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)

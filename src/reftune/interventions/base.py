@@ -76,6 +76,8 @@ class Intervention(nn.Module, ABC):
     """Which of the options `act_fn`, `vector` and `form` have an effect."""
     reads_h: ClassVar[bool] = True
     """Whether the edit depends on h."""
+    has_zero: ClassVar[bool] = False
+    """Whether `initialise` knows "zero"; otherwise it is told "identity", which is the same then."""
     no_identity_because: ClassVar[str] = ""
     """Completes the error message where `supports_identity` says no."""
 
@@ -147,8 +149,9 @@ class Intervention(nn.Module, ABC):
         """Start anew, as `options.init` says.  Does nothing on the meta device, where there is nothing to fill."""
         if any(parameter.is_meta for parameter in self.parameters()):
             return
+        init = self.options.init
         with torch.no_grad():
-            self.initialise(self.options.init)
+            self.initialise("identity" if init == "zero" and not self.has_zero else init)
 
     def forward(self, h: Tensor, rank_mask: Tensor | None = None) -> Tensor:
         """h [..., d] -> delta [..., d], in the widest of h's dtype, the parameters' dtype and float32.

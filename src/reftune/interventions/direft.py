@@ -19,6 +19,7 @@ __all__ = ["Direft"]
 
 class Direft(LowRankIntervention):
     uses: ClassVar[frozenset[str]] = frozenset({"act_fn"})
+    has_zero: ClassVar[bool] = True
     no_identity_because: ClassVar[str] = "it starts from W1 = 0 and b = 0, where act must be 0 and have a slope"
 
     W1: nn.Parameter

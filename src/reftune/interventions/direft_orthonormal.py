@@ -35,7 +35,7 @@ class DireftOrthonormal(OrthonormalIntervention):
 
     def initialise(self, init: str) -> None:
         orthonormal_(self.R)
-        if init in ("identity", "zero"):
+        if init == "identity":
             self.W.zero_()
             self.b.zero_()
         else:

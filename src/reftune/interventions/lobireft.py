@@ -25,7 +25,7 @@ class Lobireft(OrthonormalIntervention):
 
     def initialise(self, init: str) -> None:
         orthonormal_(self.R)
-        if init in ("identity", "zero"):
+        if init == "identity":
             self.b.zero_()
         else:
             uniform_(self.b, low=0.0, high=1.0)

@@ -43,7 +43,7 @@ class Loreft(OrthonormalIntervention):
 
     def initialise(self, init: str) -> None:
         orthonormal_(self.R)
-        rests = init in ("identity", "zero")
+        rests = init == "identity"
         if self.options.form == "delta":
             if rests:
                 self.dW.zero_()

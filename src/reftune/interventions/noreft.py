@@ -42,7 +42,7 @@ class Noreft(LowRankIntervention):
 
     def initialise(self, init: str) -> None:
         like_linear_(self.W2, d=self.d)
-        rests = init in ("identity", "zero")
+        rests = init == "identity"
         if self.options.form == "delta":
             if rests:
                 self.dW.zero_()

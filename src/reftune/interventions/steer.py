@@ -36,7 +36,7 @@ class Steer(Intervention):
     def initialise(self, init: str) -> None:
         given = self.options.vector == "given"
         # A given vector must not undo the identity once it is set, so there the strength is what starts at 0.
-        self.a.fill_(0.0 if given and init in ("identity", "zero") else 1.0)
+        self.a.fill_(0.0 if given and init == "identity" else 1.0)
         # Nobody gave a random vector: except for "random", which promises an edit, a given one is 0 until set.
         if init == "random" or (init == "paper" and not given):
             normal_(self.v, std=1 / math.sqrt(self.d))
