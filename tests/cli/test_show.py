@@ -165,10 +165,6 @@ def test_without_colours_there_are_brackets() -> None:
     assert command._picture(console, {0, 2}, ["a", "b\n", "c"], command.COLOURS[0]).plain == "⟦a⟧b⏎\n⟦c⟧"
 
 
-def test_ranges() -> None:
-    assert command._ranges([5, 0, 1, 2, 9]) == "0–2, 5, 9"
-
-
 def test_errors(reftune: Command, base: Path, adapter: Path, tmp_path: Path) -> None:
     assert_user_error(reftune("show", tmp_path / "none"), "none")
     assert_user_error(reftune("show", "nobody/nothing"), "nobody/nothing")

@@ -109,7 +109,7 @@ def _edits(shapes: dict[str, list[int]], groups: list[dict[str, Any]]) -> list[E
             raise ValueError(f"{name!r} is of no intervention")
         sites.setdefault((match["path"], match["child"]), {}).setdefault(int(match["unit"]), []).append(shape)
     found = []
-    for (path, child), units in sorted(sites.items(), key=lambda site: _numbered(site[0])):
+    for (path, child), units in sites.items():
         (layer,) = (int(part) for part in path.split(".") if part.isdecimal())
         first = 0
         for group, count in zip(groups, counts, strict=True):
@@ -124,7 +124,7 @@ def _edits(shapes: dict[str, list[int]], groups: list[dict[str, Any]]) -> list[E
         if first != len(units):
             raise ValueError(f"{path} has {len(units)} interventions, not {first}")
     _check_layers(found, [group["layers"] for group in groups])
-    return found
+    return sorted(found, key=lambda edit: edit.layer)
 
 
 def _units(group: dict[str, Any]) -> int:
@@ -174,9 +174,3 @@ def _check_layers(found: list[Edit], named: list[Any]) -> None:
         wanted = here if named == [None] else set()
     if here != wanted:
         raise ValueError("other layers than the configuration names, or in a way that only the model can tell")
-
-
-def _numbered(names: tuple[str, str]) -> list[tuple[bool, int, str]]:
-    """To sort paths by the numbers in them."""
-    parts = [part for name in names for part in name.split(".")]
-    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]

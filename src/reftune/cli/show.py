@@ -14,6 +14,7 @@ from rich.text import Text
 from ..data import PromptStyle, encode_prompt
 from ..errors import ReftuneError
 from ..specs import PositionSpec, joint_span, own_slots
+from ..values import ranges
 from .generate import StyleOption, style_for
 from .output import JsonFlag, consoles, emit, load_package, quiet_libraries, say
 from .saved import Edit, read_saved
@@ -29,8 +30,8 @@ __all__ = ["show"]
 EXAMPLE = """Show which layers and tokens an adapter edits.
 
 An adapter in a folder is told of from its files at once; with --prompt its
-base model is loaded too, and the edited tokens of the prompt are marked. For a
-model it shows what a configuration would edit in it.
+base model is loaded too, and the edited tokens of the prompt are marked.
+For a model it shows what a configuration would edit in it.
 
 Examples:
 
@@ -100,7 +101,7 @@ show.__doc__ = EXAMPLE
 
 
 def _is_adapter(target: str) -> bool:
-    from ..models import is_adapter
+    from ..adapter_files import is_adapter
 
     return is_adapter(target)
 
@@ -209,7 +210,7 @@ def _print(console: Console, edits: list[Edit]) -> None:
         table.add_column(column)
     for rows in _alike(edits):
         first = rows[0]
-        where = _ranges([edit.layer for edit in rows])
+        where = ranges([edit.layer for edit in rows])
         table.add_row(
             where, first.component, first.intervention, first.positions, str(first.rank), f"{first.parameters:,}"
         )
@@ -220,7 +221,7 @@ def _print_prompt(console: Console, edits: list[Edit], pieces: list[str]) -> Non
     """The prompt with the edited tokens marked, once for all layers that are alike."""
     for i, rows in enumerate(_alike(edits)):
         first, style = rows[0], COLOURS[i % len(COLOURS)]
-        console.print(f"\n[bold]layers {_ranges([edit.layer for edit in rows])}[/bold], edited tokens marked:")
+        console.print(f"\n[bold]layers {ranges([edit.layer for edit in rows])}[/bold], edited tokens marked:")
         console.print(_picture(console, set(first.tokens or ()), pieces, style))
         if first.positions == "all":
             console.print(Text("… and every generated token", style=style))
@@ -237,14 +238,3 @@ def _picture(console: Console, edited: set[int], pieces: list[str], style: str) 
         shown = piece.replace("\n", "⏎" if marked else "⏎\n")
         text.append(shown if coloured or not marked else f"⟦{shown}⟧", style=style if marked else "dim")
     return text
-
-
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] → "0–2, 5"."""
-    parts: list[list[int]] = []
-    for number in sorted(numbers):
-        if parts and number == parts[-1][-1] + 1:
-            parts[-1].append(number)
-        else:
-            parts.append([number])
-    return ", ".join(str(p[0]) if len(p) == 1 else f"{p[0]}–{p[-1]}" for p in parts)
