@@ -23,7 +23,8 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import save
 
 from reftune import ReftuneError
-from reftune.models import adapter_config, put_adapter
+from reftune.adapter_files import adapter_config
+from reftune.models import put_adapter
 from tests.models import tiny_model
 from tests.tuner.adapters import adapted
 

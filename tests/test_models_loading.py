@@ -18,8 +18,9 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from reftune import ReftConfig, ReftuneError, models
-from reftune.models import is_adapter, load_adapter, load_base, load_tokenizer, save_adapter
+from reftune import ReftConfig, ReftuneError, hub, models
+from reftune.adapter_files import is_adapter
+from reftune.models import load_adapter, load_base, load_tokenizer, save_adapter
 from tests.models import tiny_model
 from tests.training.text_models import save_base, text_model, word_tokenizer
 
@@ -228,10 +229,10 @@ def test_no_connection_means_no_waiting(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.delenv("HF_HUB_OFFLINE")
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    monkeypatch.setattr(models, "getproxies", dict)
-    assert models._hub_arguments("owner/name") == {"local_files_only": True}
-    monkeypatch.setattr(models, "getproxies", lambda: {"https": "http://proxy:1"})
-    assert models._hub_arguments("owner/name") == {}
+    monkeypatch.setattr(hub, "getproxies", dict)
+    assert hub.hub_arguments("owner/name") == {"local_files_only": True}
+    monkeypatch.setattr(hub, "getproxies", lambda: {"https": "http://proxy:1"})
+    assert hub.hub_arguments("owner/name") == {}
 
 
 def test_lora_adapters_load_as_well(base: Path, tmp_path: Path) -> None:

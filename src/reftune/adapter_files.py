@@ -1,9 +1,9 @@
-"""The files of an adapter, looked at before PEFT reads them and before a model is changed.
+"""The files of an adapter, in a folder or on the Hub, looked at before PEFT reads them and a model is changed.
 
 Whoever wrote them may have meant harm: nothing is read beyond a limit, and nothing that they ask for is built before
 it is known that the weights are there for it.
 
-Must not know: base models, where adapters are kept.
+Must not know: base models.
 """
 
 from __future__ import annotations
@@ -12,25 +12,83 @@ import json
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from .config import ReftConfig, refuse_patterns
-from .positions import unit_count
+from .data.style import STYLE_FILE, PromptStyle
+from .errors import ReftuneError
+from .hub import HUB_NAME, hub_arguments
+from .specs import unit_count
 from .tuner.targets import added_heads
 from .values import shown
 
-__all__ = ["UNREADABLE", "check_config_file", "check_weights"]
+__all__ = [
+    "UNREADABLE",
+    "adapter_config",
+    "adapter_style",
+    "brief",
+    "check_config_file",
+    "check_weights",
+    "is_adapter",
+]
 
 CONFIG_LIMIT = 2**20
+# of a message that is not ours
+LONGEST = 600
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 # What PEFT, torch and safetensors raise on files that are not as they should be.
 UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError),
     *(SafetensorError, UserWarning, ValueError),
 )
+
+
+def is_adapter(name: str | Path) -> bool:
+    """Whether a folder or a Hub repository holds an adapter; False if there is neither."""
+    if Path(name).is_dir():
+        return (Path(name) / "adapter_config.json").is_file()
+    # adapters on the Hub have an owner; what has none is a folder that is not there, or one of the first models
+    return (
+        bool(HUB_NAME.fullmatch(str(name))) and find_adapter_config_file(str(name), **hub_arguments(name)) is not None
+    )
+
+
+def adapter_config(folder: str | Path) -> PeftConfig:
+    """The configuration of an adapter in a folder or on the Hub.
+
+    Raises:
+        ReftuneError: there is none, or it cannot be read.
+    """
+    if not is_adapter(folder):
+        what = "holds no adapter_config.json" if Path(folder).is_dir() else "is neither a folder nor on the Hub"
+        raise ReftuneError(f"there is no adapter in {str(folder)!r}: it {what}")
+    where = f"the adapter_config.json of {str(folder)!r}"
+    try:
+        hub = hub_arguments(folder)
+        check_config_file(str(find_adapter_config_file(str(folder), **hub)))
+        return PeftConfig.from_pretrained(str(folder), **hub)
+    except UNREADABLE as error:
+        raise ReftuneError(f"{where} cannot be read: {brief(error)}") from error
+
+
+def adapter_style(folder: str | Path) -> PromptStyle | None:
+    """How the prompts of an adapter in a folder or on the Hub were written, None if nothing says.
+
+    Raises:
+        DataError: its `reftune.json` cannot be used.
+    """
+    if Path(folder).is_dir():
+        return PromptStyle.read(folder)
+    try:
+        return PromptStyle.read(Path(hf_hub_download(str(folder), STYLE_FILE, **hub_arguments(folder))).parent)
+    except (EntryNotFoundError, OfflineModeIsEnabled):
+        return None
 
 
 def check_config_file(path: str) -> None:
@@ -97,3 +155,13 @@ def _weights_of(folder: str | Path, **hub: Any) -> Path:
             if found is not None:
                 return Path(found)
     raise ValueError(f"it has no weights; {WEIGHTS[0]} is missing")
+
+
+def brief(error: Exception) -> str:
+    """What a library says of a problem, in a line."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if isinstance(error, KeyError):
+        return f"{shown(error.args[0]) if error.args else 'a name'} is missing"
+    # torch's first line only says that something follows
+    text = " ".join(lines[:2]) if lines else type(error).__name__
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

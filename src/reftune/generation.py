@@ -112,5 +112,5 @@ def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int] | No
     """What ends a response: the model's own tokens, and the tokenizer's, with which training ends it."""
     config = getattr(model, "generation_config", None)
     own = getattr(config, "eos_token_id", None)
-    found = own if isinstance(own, list) else [own]
+    found = own if isinstance(own, (list, tuple)) else [own]
     return sorted({int(token) for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)}) or None

@@ -12,20 +12,14 @@ import hashlib
 import importlib.util
 import json
 import os
-import re
 import shutil
-import socket
 import tempfile
 import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
 from peft import PeftConfig, PeftModel
 from transformers import (
     AutoConfig,
@@ -37,23 +31,19 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
-from transformers.utils.peft_utils import find_adapter_config_file
 
-from .adapter_files import UNREADABLE, check_config_file, check_weights
-from .data.style import STYLE_FILE, PromptStyle, write_styles
+from .adapter_files import UNREADABLE, adapter_config, adapter_style, brief, check_weights, is_adapter
+from .data.style import write_styles
 from .errors import ReftuneError
 from .files import check_writable, sync, told
+from .hub import hub_arguments
 from .tuner.surplus import SurplusWarning
-from .values import shown
 
 __all__ = [
     "SAVING",
     "SMOLLM2",
-    "adapter_config",
-    "adapter_style",
     "check_model",
     "fingerprint",
-    "is_adapter",
     "load_adapter",
     "load_base",
     "load_classifier",
@@ -65,12 +55,9 @@ __all__ = [
 ]
 
 ENDS = 2**20
-# of a message that is not ours
-LONGEST = 600
 # Where `save_adapter` writes to until all is there; left behind by a process that was killed meanwhile.
 SAVING = ".saving."
 SMOLLM2 = "SmolLM2-135M-Instruct"
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 MINILM_HUB = "sentence-transformers/all-MiniLM-L6-v2"
 MINILM_NAMES = ("minilm", "all-minilm-l6-v2", MINILM_HUB.lower())
 SMOLLM2_HUB = f"HuggingFaceTB/{SMOLLM2}"
@@ -189,14 +176,14 @@ def check_model(name: str) -> PretrainedConfig:
     if Path(resolved).is_dir() and is_adapter(resolved):
         raise ReftuneError(f"{name!r} holds an adapter, not a base model; name the model that it was trained on")
     try:
-        return AutoConfig.from_pretrained(resolved, **_hub_arguments(resolved))
+        return AutoConfig.from_pretrained(resolved, **hub_arguments(resolved))
     except (OSError, ValueError) as error:
         raise _no_model(name, error) from error
 
 
 def _no_model(name: str, error: Exception) -> ReftuneError:
     short = f"; short names are {SMOLLM2_NAMES[1]} and {MINILM_NAMES[0]}" if "/" not in name else ""
-    return ReftuneError(f"the model {name!r} could not be loaded from a folder or the Hub{short}: {_brief(error)}")
+    return ReftuneError(f"the model {name!r} could not be loaded from a folder or the Hub{short}: {brief(error)}")
 
 
 def refuse_encoder(name: str, config: PretrainedConfig) -> None:
@@ -222,7 +209,7 @@ def load_base(name: str, *, dtype: torch.dtype | str = "auto") -> tuple[PreTrain
     """
     resolved = resolve_model(name)
     check_model(name)
-    hub = _hub_arguments(resolved)
+    hub = hub_arguments(resolved)
     try:
         # transformers looks for an adapter as well, and asks for that by arguments of its own
         model = AutoModelForCausalLM.from_pretrained(resolved, dtype=dtype, adapter_kwargs=hub, **hub)
@@ -242,14 +229,14 @@ def load_classifier(
         ReftuneError: there is no such model, or none with a classification head is known for its kind.
     """
     resolved = resolve_model(name)
-    hub = _hub_arguments(resolved)
+    hub = hub_arguments(resolved)
     try:
         model = AutoModelForSequenceClassification.from_pretrained(
             resolved, dtype=dtype, num_labels=labels, ignore_mismatched_sizes=True, adapter_kwargs=hub, **hub
         )
         tokenizer = load_tokenizer(resolved)
     except (OSError, ValueError) as error:
-        raise ReftuneError(f"the model {name!r} could not be loaded as a classifier: {_brief(error)}") from error
+        raise ReftuneError(f"the model {name!r} could not be loaded as a classifier: {brief(error)}") from error
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
@@ -258,52 +245,10 @@ def load_classifier(
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """The tokenizer, with a padding token in any case."""
     resolved = resolve_model(name)
-    tokenizer = AutoTokenizer.from_pretrained(resolved, **_hub_arguments(resolved))
+    tokenizer = AutoTokenizer.from_pretrained(resolved, **hub_arguments(resolved))
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def is_adapter(name: str | Path) -> bool:
-    """Whether a folder or a Hub repository holds an adapter; False if there is neither."""
-    if Path(name).is_dir():
-        return (Path(name) / "adapter_config.json").is_file()
-    # adapters on the Hub have an owner; what has none is a folder that is not there, or one of the first models
-    return (
-        bool(HUB_NAME.fullmatch(str(name))) and find_adapter_config_file(str(name), **_hub_arguments(name)) is not None
-    )
-
-
-def adapter_config(folder: str | Path) -> PeftConfig:
-    """The configuration of an adapter in a folder or on the Hub.
-
-    Raises:
-        ReftuneError: there is none, or it cannot be read.
-    """
-    if not is_adapter(folder):
-        what = "holds no adapter_config.json" if Path(folder).is_dir() else "is neither a folder nor on the Hub"
-        raise ReftuneError(f"there is no adapter in {str(folder)!r}: it {what}")
-    where = f"the adapter_config.json of {str(folder)!r}"
-    try:
-        hub = _hub_arguments(folder)
-        check_config_file(str(find_adapter_config_file(str(folder), **hub)))
-        return PeftConfig.from_pretrained(str(folder), **hub)
-    except UNREADABLE as error:
-        raise ReftuneError(f"{where} cannot be read: {_brief(error)}") from error
-
-
-def adapter_style(folder: str | Path) -> PromptStyle | None:
-    """How the prompts of an adapter in a folder or on the Hub were written, None if nothing says.
-
-    Raises:
-        DataError: its `reftune.json` cannot be used.
-    """
-    if Path(folder).is_dir():
-        return PromptStyle.read(folder)
-    try:
-        return PromptStyle.read(Path(hf_hub_download(str(folder), STYLE_FILE, **_hub_arguments(folder))).parent)
-    except (EntryNotFoundError, OfflineModeIsEnabled):
-        return None
 
 
 def load_adapter(
@@ -338,14 +283,14 @@ def put_adapter(model: Any, folder: str | Path, config: PeftConfig, *, name: str
         ReftuneError: they cannot be read, or are of a base model of another shape; `name` is this one's.
     """
     try:
-        check_weights(folder, config, **_hub_arguments(folder))
+        check_weights(folder, config, **hub_arguments(folder))
         with warnings.catch_warnings():
             # of another base, or of one that had a LoRA adapter: what is missing would be random numbers
             warnings.filterwarnings("error", message="Found missing adapter keys")
             warnings.filterwarnings("error", category=SurplusWarning)
-            return PeftModel.from_pretrained(model, str(folder), config=config, **_hub_arguments(folder))
+            return PeftModel.from_pretrained(model, str(folder), config=config, **hub_arguments(folder))
     except UNREADABLE as error:
-        raise ReftuneError(f"the adapter {str(folder)!r} cannot be put on {name!r}: {_brief(error)}") from error
+        raise ReftuneError(f"the adapter {str(folder)!r} cannot be put on {name!r}: {brief(error)}") from error
 
 
 def save_adapter(model: PeftModel, folder: str | Path) -> Path:
@@ -389,29 +334,3 @@ def name_for_others(file: Path) -> None:
             changed = changed.replace(spelling, name)
     if changed != text:
         file.write_text(changed, encoding="utf-8")
-
-
-def _hub_arguments(name: str | Path) -> dict[str, Any]:
-    """Where the Hub cannot be reached, only the cache is asked: without it each file is tried for half a minute."""
-    return {} if Path(name).is_dir() or _hub_is_reachable() else {"local_files_only": True}
-
-
-def _hub_is_reachable() -> bool:
-    """Whether the Hub's name can be resolved; behind a proxy that is its business, offline nobody asks."""
-    if getproxies() or os.environ.get("HF_HUB_OFFLINE"):
-        return True
-    host = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return False
-    return True
-
-
-def _brief(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    if isinstance(error, KeyError):
-        return f"{shown(error.args[0]) if error.args else 'a name'} is missing"
-    # torch's first line only says that something follows
-    text = " ".join(lines[:2]) if lines else type(error).__name__
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["PATH", "literal_paths", "literal_regex", "of_layers", "plain", "shown"]
+__all__ = ["PATH", "literal_paths", "literal_regex", "of_layers", "plain", "ranges", "shown"]
 
 # of a module within a model
 PATH = re.compile(r"[\w-]+(?:\.[\w-]+)*", re.ASCII)
@@ -61,11 +61,22 @@ def of_layers(regex: str) -> bool:
     return paths is not None and all(any(part.isdecimal() for part in path.split(".")) for path in paths)
 
 
-def shown(value: Any) -> str:
+def shown(value: Any, most: int = SHOWN) -> str:
     """As Python writes it, cut where it is long."""
     try:
         text = repr(value)
     except (RecursionError, ValueError):
         # nested too deep, or a number of thousands of digits
-        return f"a {type(value).__name__} too large to be shown"
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        return "<too large to be shown>"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """0, 1, 2, 5 → "0–2, 5"."""
+    runs: list[list[int]] = []
+    for number in sorted(set(numbers)):
+        if runs and runs[-1][-1] == number - 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)

@@ -72,7 +72,7 @@ def test_errors_of_ours_keep_their_traceback(reftune: Command, monkeypatch: pyte
     def broken(*args: object, **kwargs: object) -> None:
         raise AssertionError("a bug")
 
-    monkeypatch.setattr("reftune.models.is_adapter", broken)
+    monkeypatch.setattr("reftune.adapter_files.is_adapter", broken)
     with pytest.raises(AssertionError, match="a bug"):
         reftune("show", "x")
 
@@ -87,7 +87,7 @@ def test_interrupted(reftune: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("reftune.models.is_adapter", interrupted)
+    monkeypatch.setattr("reftune.adapter_files.is_adapter", interrupted)
     found = reftune("show", "x")
     assert found.code == 130 and "interrupted" in found.err
 

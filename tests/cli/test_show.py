@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 
-from reftune import ReftConfig
+from reftune import ReftConfig, parse_positions
 from reftune.cli import show as command
 from reftune.models import load_base, save_adapter
 from tests.cli.conftest import Command, assert_user_error
@@ -53,6 +54,31 @@ def test_adapter(reftune: Command, adapter: Path) -> None:
     assert edited(found, 0) == edited(found, 1) == [0, 5, 6]
 
 
+def test_adapter_without_a_prompt(reftune: Command, adapter: Path, base: Path, tmp_path: Path) -> None:
+    """Its files tell; the base model need not be there."""
+    copy = Path(shutil.copytree(adapter, tmp_path / "copy"))
+    config = copy / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(base), "someone/large [bold]"))
+    found = reftune("show", copy, "--json").json
+    assert found == reftune("show", adapter, "--prompt", PROMPT, "--json").json | {
+        "target": str(copy),
+        "trainable_percent": None,
+        "prompt_tokens": None,
+    }
+    text = reftune("show", copy).out
+    row = next(line for line in text.splitlines() if "loreft" in line)
+    assert [cell.strip() for cell in row.strip("│ ").split("│")] == [
+        "0–1",
+        "block_output",
+        "loreft",
+        "f1+l2",
+        "2",
+        "130",
+    ]
+    assert "260 parameters" in text and "someone/large [bold]" in text and "⟦" not in text
+    assert_user_error(reftune("show", copy, "--prompt", PROMPT), "someone/large")
+
+
 @pytest.mark.parametrize(
     ("positions", "expected"),
     [
@@ -73,6 +99,13 @@ def test_model_with_a_configuration(reftune: Command, base: Path, positions: str
     assert found["sites"][0]["rank"] == 3
     assert edited(found, 1) == expected
     assert edited(found, 0) == []
+
+
+def test_spans_far_longer_than_the_prompt_take_no_time() -> None:
+    spec = parse_positions("f500000+l500000")
+    began = time.process_time()
+    assert [command._edited(spec, spec, 6) for _ in range(40)] == [tuple(range(6))] * 40
+    assert time.process_time() - began < 3  # was 5 s for one of the 40 layers
 
 
 def with_groups(base: Path, folder: Path, groups: list[dict[str, Any]]) -> Path:
@@ -119,7 +152,7 @@ def test_the_table(reftune: Command, base: Path) -> None:
 
 def test_colours_in_a_terminal() -> None:
     console = Console(record=True, force_terminal=True, color_system="standard", width=80, no_color=False)
-    text = command._picture(console, (1,), ["a", "\n", "b"], command.COLOURS[0])
+    text = command._picture(console, {1}, ["a", "\n", "b"], command.COLOURS[0])
     assert text.plain == "a⏎b"
     console.print(text)
     coloured = console.export_text(styles=True)
@@ -129,11 +162,7 @@ def test_colours_in_a_terminal() -> None:
 
 def test_without_colours_there_are_brackets() -> None:
     console = Console(force_terminal=True, no_color=True, width=80)
-    assert command._picture(console, (0, 2), ["a", "b\n", "c"], command.COLOURS[0]).plain == "⟦a⟧b⏎\n⟦c⟧"
-
-
-def test_ranges() -> None:
-    assert command._ranges([5, 0, 1, 2, 9]) == "0–2, 5, 9"
+    assert command._picture(console, {0, 2}, ["a", "b\n", "c"], command.COLOURS[0]).plain == "⟦a⟧b⏎\n⟦c⟧"
 
 
 def test_errors(reftune: Command, base: Path, adapter: Path, tmp_path: Path) -> None:

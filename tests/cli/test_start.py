@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import get_peft_model
 
+from reftune import ReftConfig
 from reftune.cli.app import app
+from reftune.models import save_adapter
+from tests.models import tiny_model
 
 VERBS = [command.name for command in app.registered_commands]
 # the harness's help is the harness's
@@ -71,6 +75,12 @@ def test_help_version_and_wrong_usage_load_no_torch() -> None:
     codes, heavy = begun(["--help"], ["--version"], [], *HELPS, *WRONG)
     assert codes == [0, 0, 2, *(0 for _ in HELPS), *(2 for _ in WRONG)]
     assert heavy == []
+
+
+def test_an_adapter_is_shown_without_torch(tmp_path: Path) -> None:
+    model: Any = get_peft_model(tiny_model("llama"), ReftConfig())
+    save_adapter(model, tmp_path)
+    assert begun(["show", str(tmp_path)], ["show", str(tmp_path), "--json"]) == [[0, 0], []]
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def calling(calls: Any) -> dict[str, Any]:
             "'chat_template_kwargs' is for messages",
         ),
         ({"messages": [{"role": "us\ud83d", "content": "x"}, ANSWER]}, "'messages' has half a surrogate pair"),
-        ({"prompt": 10**5000, "completion": "b"}, "'prompt' must be a string, not int that cannot be shown"),
+        ({"prompt": 10**5000, "completion": "b"}, "'prompt' must be a string, not int <too large to be shown>"),
         ({}, "columns found: none"),
         (["a"], "must be an object of columns, not list"),
     ],

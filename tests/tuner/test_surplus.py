@@ -11,8 +11,9 @@ import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
+from reftune.adapter_files import adapter_config
 from reftune.errors import ReftuneError
-from reftune.models import adapter_config, put_adapter
+from reftune.models import put_adapter
 from reftune.tuner.surplus import SurplusWarning
 from tests.models import tiny_model
 

@@ -61,7 +61,8 @@ app.command("eval", cls=Verb)(evaluate.evaluate)
 app.command("compare", cls=Verb)(compare.compare)
 app.command("judge", cls=Verb)(judge.judge)
 app.command("memorise", cls=Verb)(memorise.memorise)
-app.command("show", cls=Verb)(show.show)
+# loads the package where it must
+app.command("show")(show.show)
 # all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,

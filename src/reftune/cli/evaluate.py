@@ -60,9 +60,10 @@ def evaluate(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
+    from ..adapter_files import is_adapter
     from ..comparison.classify import classify_rows
     from ..evaluation.runner import evaluate_rows
-    from ..models import check_model, fingerprint, is_adapter, load_adapter, load_base, refuse_encoder
+    from ..models import check_model, fingerprint, load_adapter, load_base, refuse_encoder
 
     chosen = parse_tasks(tasks)
     results, progress = consoles(as_json)
@@ -121,7 +122,7 @@ def head_of(adapter: str, tasks: list[Task]) -> int | None:
     Raises:
         ReftuneError: it cannot be asked these tasks.
     """
-    from ..models import adapter_config, is_adapter
+    from ..adapter_files import adapter_config, is_adapter
 
     if not is_adapter(adapter) or adapter_config(adapter).task_type != "SEQ_CLS":
         return None

@@ -89,7 +89,7 @@ generate.__doc__ = EXAMPLE
 
 def style_for(adapter: str, tokenizer: Any, *, chosen: str | None, console: Console) -> PromptStyle:
     """As the adapter was trained, or as is chosen; where nothing says, a chat turn or the bare text, which is told."""
-    from ..models import adapter_style
+    from ..adapter_files import adapter_style
 
     known = adapter_style(adapter)
     if chosen is not None:

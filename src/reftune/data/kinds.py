@@ -13,6 +13,7 @@ from typing import Any
 
 from reftune.data.strict import from_text
 from reftune.errors import DataError
+from reftune.values import shown
 
 __all__ = [
     "COLUMNS",
@@ -222,8 +223,4 @@ def _check_answer(turn: Mapping[str, Any], column: str) -> None:
 def _described(value: object) -> str:
     if value is None:
         return "null"
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):
-        text = "that cannot be shown"  # a number of thousands of digits, lists in lists in lists
-    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"
+    return f"{type(value).__name__} {shown(value, 60)}"

@@ -14,7 +14,8 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from ..errors import ReftuneError
-from ..models import HUB_NAME
+from ..hub import HUB_NAME
+from .limits import cut
 
 __all__ = ["FILES", "ReftModule", "allowed_path", "check_name", "folder_of", "parse_modules"]
 
@@ -60,7 +61,7 @@ def check_name(name: str, *, base_names: Collection[str] = ()) -> None:
     """
     if not name or name != name.strip() or not name.isprintable() or len(name) > LONGEST_NAME:
         raise ReftuneError(
-            f"the adapter name {_shown(name)} is not valid; it has 1 to {LONGEST_NAME} printable characters and no "
+            f"the adapter name {cut(name)} is not valid; it has 1 to {LONGEST_NAME} printable characters and no "
             "space at its ends"
         )
     if name in base_names:
@@ -94,7 +95,7 @@ def allowed_path(path: str, folders: Sequence[str | Path]) -> Path:
     """
     places = [Path(folder).resolve() for folder in folders]
     refusal = ReftuneError(
-        f"the adapter path {_shown(path)} is not in a folder that adapters may be loaded from at run time; "
+        f"the adapter path {cut(path)} is not in a folder that adapters may be loaded from at run time; "
         f"allowed: {', '.join(map(str, places)) or 'none'}"
     )
     try:
@@ -113,7 +114,7 @@ def _parse(text: str, base_names: Collection[str]) -> ReftModule:
         return _parse_json(text, base_names)
     name, equals, path = text.partition("=")
     if not (name and equals and path):
-        raise ReftuneError(f"the adapter {_shown(text)} cannot be read; write it as {FORMS}")
+        raise ReftuneError(f"the adapter {cut(text)} cannot be read; write it as {FORMS}")
     return ReftModule(name, path)
 
 
@@ -121,15 +122,15 @@ def _parse_json(text: str, base_names: Collection[str]) -> ReftModule:
     try:
         value: Any = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ReftuneError(f"the adapter {_shown(text)} is not valid JSON ({error}); write it as {FORMS}") from error
+        raise ReftuneError(f"the adapter {cut(text)} is not valid JSON ({error}); write it as {FORMS}") from error
     if not isinstance(value, dict):
-        raise ReftuneError(f"the adapter {_shown(text)} is not one JSON object; write one for each adapter, as {FORMS}")
+        raise ReftuneError(f"the adapter {cut(text)} is not one JSON object; write one for each adapter, as {FORMS}")
     unknown = sorted(set(value) - set(KEYS))
     if unknown:
-        raise ReftuneError(f"the adapter {_shown(text)} has unknown keys {unknown}; valid are {', '.join(KEYS)}")
+        raise ReftuneError(f"the adapter {cut(text)} has unknown keys {unknown}; valid are {', '.join(KEYS)}")
     texts = [value.get("name"), value.get("path")]
     if not all(isinstance(item, str) and item for item in texts):
-        raise ReftuneError(f"the adapter {_shown(text)} needs a name and a path, both texts; write it as {FORMS}")
+        raise ReftuneError(f"the adapter {cut(text)} needs a name and a path, both texts; write it as {FORMS}")
     base = value.get("base_model_name")
     if base is not None and base not in base_names:
         raise ReftuneError(
@@ -137,8 +138,3 @@ def _parse_json(text: str, base_names: Collection[str]) -> ReftModule:
             f"{' or '.join(map(repr, base_names)) or 'another'}"
         )
     return ReftModule(value["name"], value["path"])
-
-
-def _shown(text: str) -> str:
-    """In ASCII: what is refused may be half a surrogate pair, which nothing can print."""
-    return ascii(text if len(text) <= 120 else text[:117] + "...")

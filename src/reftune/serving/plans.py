@@ -13,18 +13,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-import torch
-
-from ..positions import (
-    PositionSpec,
-    joint_span,
-    own_slots,
-    parse_positions,
-    scope_range,
-    segments_of_full_rows,
-    slots,
-    unit_slices,
-)
+from ..positions import columns_of_slots, joint_span, own_slots, parse_positions, scope_range, unit_slices
 from .pieces import breathe
 
 __all__ = ["Edit", "Part", "Sites", "block_key", "most_sets", "plan", "sets_by_length", "sites_from_wire"]
@@ -61,8 +50,8 @@ def plan(sites: Sites, length: int) -> tuple[Edit, ...]:
     ranges: list[tuple[int, int | None, Part]] = []
     for number, site in enumerate(sites):
         specs = [(group, parse_positions(text), tie) for group, text, tie in site]
-        columns = _columns([spec for _, spec, _ in specs], length)
         joint = joint_span([spec for _, spec, _ in specs])
+        columns = columns_of_slots(joint, length)
         for group, spec, tie in specs:
             if spec.scope != "span":
                 ranges.append((*scope_range(spec, length), Part(number, group, 0)))
@@ -72,15 +61,6 @@ def plan(sites: Sites, length: int) -> tuple[Edit, ...]:
                 runs = _runs([columns[slot] for slot in own[part]])
                 ranges += [(start, stop, Part(number, group, unit)) for start, stop in runs]
     return _merged(ranges)
-
-
-def _columns(specs: Sequence[PositionSpec], length: int) -> list[int | None]:
-    """The token of each slot of the specs' joint span, None where the prompt is too short for it."""
-    joint = joint_span(specs)
-    if not joint.count or length < 1:
-        return [None] * joint.count
-    found = slots(joint, segments_of_full_rows(1, length, torch.device("cpu")), 0, length)
-    return [c if ok else None for c, ok in zip(found.columns[0].tolist(), found.valid[0].tolist(), strict=True)]
 
 
 def _runs(columns: Sequence[int | None]) -> list[tuple[int, int]]:

@@ -218,10 +218,7 @@ def _train_run(
         read_records(config.eval_data)
     set_seed(config.seed)
     base, tokenizer = load_base(config.model, dtype=config.dtype)
-    dataset: Any = build_dataset(config.data, tokenizer, max_length=config.max_length)
-    eval_dataset: Any = None
-    if config.eval_data is not None:
-        eval_dataset = build_dataset(config.eval_data, tokenizer, max_length=config.max_length)
+    dataset, eval_dataset = _datasets(config, tokenizer)
     model = get_peft_model(base, config.reft_config())
     assert isinstance(model, PeftModel)
     if checkpoint is not None:
@@ -254,6 +251,14 @@ def _train_run(
     if trainer.is_world_process_zero():
         _save(model, output)
     return _result(trainer, model, tokenizer, output, seconds)
+
+
+def _datasets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:
+    """The examples to train on, and those for the evaluation, or None."""
+    dataset = build_dataset(config.data, tokenizer, max_length=config.max_length)
+    if config.eval_data is None:
+        return dataset, None
+    return dataset, build_dataset(config.eval_data, tokenizer, max_length=config.max_length)
 
 
 def _result(

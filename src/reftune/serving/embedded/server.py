@@ -17,6 +17,7 @@ import uvicorn
 
 from ...data.style import PromptStyle
 from ...errors import ReftuneError
+from ...generation import end_tokens
 from ...models import check_model, load_base
 from ..adapters import AdapterFiles, check_layers, check_width, read_adapter
 from ..modules import ReftModule, folder_of
@@ -102,7 +103,7 @@ def build(settings: ServeSettings) -> Service:
     found = [read_module(settings, module) for module in settings.modules]
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model, tokenizer = load_base(settings.model, dtype=dtype)
-    ends = end_tokens(model, tokenizer)
+    ends = frozenset(end_tokens(model, tokenizer) or ())
     metrics = Metrics()
     engine = Engine(
         load_to(model, settings.device),
@@ -131,13 +132,6 @@ def build(settings: ServeSettings) -> Service:
         engine.stop()
         raise
     return service
-
-
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """What ends an answer: as the model's files and its tokenizer say."""
-    said = model.generation_config.eos_token_id
-    found = said if isinstance(said, (list, tuple)) else [said]
-    return frozenset(token for token in (*found, tokenizer.eos_token_id) if isinstance(token, int))
 
 
 def check_base(settings: ServeSettings) -> int:

@@ -14,6 +14,7 @@ from typing import Any
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ...positions import parse_positions, unit_slices
+from ...values import ranges
 from ..plans import Edit, Part, plan, sites_from_wire
 
 __all__ = ["marked_tokens", "summary", "token_text"]
@@ -67,17 +68,6 @@ def _described(parts: Iterable[Part], adapter: Mapping[str, Any]) -> str:
     for (_, text, tie, unit), at in sorted(found.items()):
         units = len(unit_slices(parse_positions(text), tie))  # type: ignore[arg-type]
         which = f" (Φ {unit + 1} of {units})" if units > 1 else ""
-        layers = _ranges(layer for site in at for layer in adapter["layers"][site])
+        layers = ranges(layer for site in at for layer in adapter["layers"][site])
         words.append(f"{text}{which}, layers {layers}")
     return "; ".join(words)
-
-
-def _ranges(numbers: Iterable[int]) -> str:
-    """0, 1, 2, 5 → "0–2, 5"."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and runs[-1][-1] == number - 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}–{run[-1]}" for run in runs)
