@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import pytest
 import yaml
 from peft import get_peft_model
 
-from reftune import ReftConfig
+from reftune import PromptStyle, ReftConfig
 from reftune.cli.evaluate import name_of
+from reftune.evaluation import runner
+from reftune.evaluation.judge import pair_up, read_answers
 from reftune.evaluation.tasks import TASKS
 from reftune.models import load_base, save_adapter
 from tests.cli.conftest import Command
+from tests.evaluation.own.files import jsonl, messages
 from tests.evaluation.tasks.rows import SMALL, write_rows
 from tests.evaluation.world import causal_folder, encoder_folder, sentences_folder
 
@@ -208,3 +212,124 @@ def test_compare_says_what_is_wrong(reftune: Command, arguments: tuple[str, ...]
 def test_help_names_every_task(reftune: Command) -> None:
     shown = reftune("eval", "--help").out
     assert all(name in shown for name in TASKS)
+
+
+# --- files of one's own -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    jsonl(tmp_path / "train.jsonl", messages(24, first=40))
+    return jsonl(tmp_path / "test.jsonl", messages(12))
+
+
+def test_eval_of_a_file(reftune: Command, own: Path, adapter: str, tmp_path: Path) -> None:
+    found = reftune("eval", adapter, "--tasks", "test.jsonl")
+    assert found.code == 0, found.err
+    assert "3 different answers in 12 rows" in found.err and "scored as labels" in found.err
+    assert "test.jsonl" in found.out and "33.3" in found.out, "the share of the most frequent label"
+    assert "precision" in found.out and "taken for" in found.out and "macro F1" in found.out
+    folder = tmp_path / "adapter-eval"
+    summary = json.loads((folder / "summary.json").read_text())["test"]
+    assert summary["n"] == 12 and summary["metric"] == "accuracy" and summary["details"]["scored_as"] == "labels"
+    assert [one["rows"] for one in summary["details"]["labels"]] == [4, 4, 4]
+    lines = [json.loads(line) for line in (folder / "test.jsonl").read_text().splitlines()]
+    # the lines of the file
+    assert [line["id"] for line in lines] == list(range(1, 13))
+    assert [line["reference"] for line in lines][:3] == ["refund", "delivery", "praise"]
+
+
+def test_eval_scores_what_was_written_anew_when_the_file_or_the_score_changes(
+    reftune: Command, own: Path, adapter: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ("eval", adapter, "--tasks", "test.jsonl", "--output", "out", "--json")
+    assert reftune(*given).json["scores"]["test"]["score"] == 0
+    lines = [json.loads(line) for line in (tmp_path / "out/test.jsonl").read_text().splitlines()]
+    # what it wrote is right after all, but for the last row, which is taken out
+    jsonl(own, [{"prompt": line["prompt"], "completion": line["output"]} for line in lines[:-1]])
+
+    def not_again(*args: Any, **kwargs: Any) -> Any:
+        assert not args[2], "nothing is left to generate"
+        return iter(())
+
+    monkeypatch.setattr(runner, "generate_batches", not_again)
+    again = reftune(*given, "--score", "exact").json["scores"]["test"]
+    assert (again["score"], again["n"]) == (1, 11) and again["details"]["exact"] == 1
+    assert len((tmp_path / "out/test.jsonl").read_text().splitlines()) == 11
+
+
+def test_eval_of_free_text_tells_of_a_judge(reftune: Command, own: Path, adapter: str, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"w{i}", "completion": f"We are sorry about the w{i} and send another one today."} for i in range(4)
+    ]
+    jsonl(own, [*rows, rows[0]])
+    found = reftune("eval", adapter, "--tasks", "test.jsonl", "--max-new-tokens", 4)
+    assert found.code == 0, found.err
+    assert "the answers are free text" in found.err and "ROUGE-L" in found.out and "exact answers" in found.out
+    line = next(line for line in found.out.splitlines() if "a judge can tell" in line)
+    files = [word for word in shlex.split(line) if word.endswith(".json")]
+    pairs, unpaired = pair_up(*(read_answers(file) for file in files))
+    assert len(pairs) == 4 and not unpaired
+
+
+def test_eval_tells_of_prompts_that_are_written_otherwise(reftune: Command, own: Path, adapter: str) -> None:
+    PromptStyle("messages", system="Be short.").write(adapter)
+    found = reftune("eval", adapter, "--tasks", "test.jsonl")
+    assert (
+        "written as “prompt”, but the adapter was trained on “messages” with the system turn 'Be short.'" in found.err
+    )
+    PromptStyle("prompt").write(adapter)
+    assert "trained on" not in reftune("eval", adapter, "--tasks", "test.jsonl", "--output", "out").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--tasks", "tset.jsonl"), "tset.jsonl: no such file"),
+        (("--tasks", "test.jsonl", "--score", "bleu"), "score='bleu' is not valid; use one of labels"),
+        (("--tasks", "test.jsonl", "--split", "20"), "split=20.0 is not valid"),
+        (("--tasks", "sst2", "--score", "exact"), "--score is for files of your own"),
+    ],
+)
+def test_eval_says_what_is_wrong_of_a_file(
+    reftune: Command, own: Path, adapter: str, arguments: tuple[str, ...], words: str
+) -> None:
+    found = reftune("eval", adapter, *arguments)
+    assert found.code == 1 and words in found.err and len(found.err.splitlines()) == 1
+    assert not Path("adapter-eval").exists()
+
+
+@pytest.mark.slow
+def test_compare_on_a_file_with_a_split(reftune: Command, own: Path, tmp_path: Path) -> None:
+    model = causal_folder(tmp_path / "base")
+    given = ("compare", "--model", model, "--tasks", "train.jsonl", "--epochs", 1, "--methods", "base,loreft")
+    missing = reftune(*given, "--output", "out")
+    assert missing.code == 1 and "train.jsonl: there are no rows to train on" in missing.err
+    assert "--split 0.2" in missing.err
+    found = reftune(*given, "--split", 0.5, "--output", "out", "--json")
+    assert found.code == 0, found.err
+    assert "scored as labels" in found.err and "rows are scored and not trained on" in found.err
+    base, loreft = found.json["runs"]
+    tested, trained = base["scores"]["train"]["n"], loreft["train_rows"]["train"]
+    assert tested + trained == 24 and loreft["scores"]["train"]["n"] == tested
+    text = (tmp_path / "out/report.md").read_text()
+    assert "train.jsonl" in text and "scored as labels" in text
+    # the same rows, of the adapter that is kept
+    run = tmp_path / "out/runs" / loreft["key"]
+    again = reftune("eval", run / "adapter", "--tasks", "train.jsonl", "--split", 0.5, "--output", "e", "--json")
+    assert again.json["scores"]["train"]["score"] == loreft["scores"]["train"]["score"]
+    kept = reftune(*given, "--split", 0.5, "--output", "out")
+    assert kept.err.count("kept from before") == 2
+
+
+@pytest.mark.slow
+def test_compare_on_files_of_a_configuration(reftune: Command, own: Path, tmp_path: Path) -> None:
+    tasks = [{"file": "test.jsonl", "train": "train.jsonl", "score": "contains", "name": "shop"}]
+    values = {"model": causal_folder(tmp_path / "base"), "tasks": tasks, "methods": ["loreft"], "epochs": 1}
+    Path("study.yaml").write_text(yaml.safe_dump(values))
+    found = reftune("compare", "study.yaml", "--output", "out", "--json")
+    assert found.code == 0, found.err
+    (run,) = found.json["runs"]
+    assert run["train_rows"] == {"shop": 24} and run["scores"]["shop"]["n"] == 12
+    assert run["settings"]["tasks"] == tasks

@@ -12,7 +12,9 @@ import typer
 from rich.console import Console
 
 from ..errors import ReftuneError
+from ..evaluation.own import tasks_of
 from ..files import check_writable, read_json, write_json
+from .evaluate import ANSWER_HELP, SCORE_HELP, SPLIT_HELP, tell
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 from .train import read_yaml
 
@@ -27,6 +29,9 @@ Examples:
 
     reftune compare --model smollm2 --tasks sst2 --methods base,loreft,lora
     --train-rows 1000 --test-rows 500 --epochs 2 --data-dir data
+
+    reftune compare --model smollm2 --tasks messages.csv --split 0.2 --epochs 3
+    --methods base,loreft,lora
 
     reftune compare recipes/loreft_commonsense.yaml --model my-model
     --data-dir data
@@ -43,7 +48,11 @@ or seeds, the command does only what is missing.
 def compare(
     config: Annotated[Path | None, typer.Argument(help="YAML file, or a recipe.", metavar="CONFIG.yaml")] = None,
     model: Annotated[str | None, typer.Option(help="Folder or Hub name of the base model, or smollm2.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Tasks and groups, with commas.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Files of records, tasks and groups, with commas.")] = None,
+    train: Annotated[Path | None, typer.Option(help="Of a file: the records to train on.")] = None,
+    split: Annotated[float | None, typer.Option(help=f"{SPLIT_HELP} The rest is trained on.")] = None,
+    score: Annotated[str | None, typer.Option(help=SCORE_HELP)] = None,
+    answer: Annotated[str | None, typer.Option(help=ANSWER_HELP)] = None,
     methods: Annotated[str | None, typer.Option(help="Methods, with commas.")] = None,
     seeds: Annotated[str | None, typer.Option(help="With commas.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data, for all methods.")] = None,
@@ -77,6 +86,9 @@ def compare(
         "kind": kind,
     }
     values.update({key: value for key, value in given.items() if value is not None})
+    own = {"train": None if train is None else str(train), "split": split, "score": score, "answer": answer}
+    if values.get("tasks") is not None and any(value is not None for value in own.values()):
+        values["tasks"] = [task.called for task in tasks_of(values["tasks"], **own)]
     if epochs is not None or seconds is not None:
         values.update(epochs=epochs, seconds=seconds)
     check_report()
@@ -91,6 +103,7 @@ def compare(
         if missing:
             raise typer.BadParameter(f"give {' and '.join(missing)}, or a file that does")
         study = StudyConfig.from_mapping(values)
+        tell(progress, study.parsed_tasks())
         if report_only:
             found = results_of(study, output, command=line)
             write_json(output / "results.json", found)

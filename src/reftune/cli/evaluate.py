@@ -1,40 +1,57 @@
-"""`reftune eval`: scores of an adapter, or of a base model, on benchmark tasks."""
+"""`reftune eval`: scores of an adapter, or of a base model, on benchmark tasks and on files of one's own."""
 
 from __future__ import annotations
 
 import os
 import shlex
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
+from ..data import PromptStyle
 from ..errors import ReftuneError
 from ..evaluation.data import DATA_VARIABLE, task_rows
 from ..evaluation.judge import write_alpaca_eval
-from ..evaluation.tasks import GROUPS, TASKS, parse_tasks
-from ..evaluation.tasks.base import Task
+from ..evaluation.own import FORMS, tasks_of
+from ..evaluation.tasks import GROUPS, TASKS
+from ..evaluation.tasks.base import Given, Task
 from ..files import check_writable, read_json, write_json
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 
 if TYPE_CHECKING:
     from ..evaluation.runner import TaskResult
 
-__all__ = ["evaluate"]
+__all__ = ["ANSWER_HELP", "SCORE_HELP", "SPLIT_HELP", "evaluate", "print_details", "tell"]
 
+SPLIT_HELP = "Of a file: the part of its rows to score, by the hash of their prompts."
+SCORE_HELP = f"Of a file: {', '.join(FORMS)}; else as fits its answers."
+ANSWER_HELP = "Of a file: the column of the right answer, in place of the response."
+
+FREE_TEXT = ("rouge", "f1")
 NAMES = "\n".join(textwrap.wrap(f"Tasks: {', '.join(TASKS)}.", 78, break_on_hyphens=False))
-EXAMPLE = f"""Score an adapter, or a base model, on benchmark tasks.
+EXAMPLE = f"""Score an adapter, or a base model, on your own records or on benchmark tasks.
 
 Examples:
+
+    reftune eval my-adapter --tasks test.jsonl
+
+    reftune eval my-adapter --tasks messages.csv --split 0.2 --score labels
 
     reftune eval my-adapter --tasks commonsense,gsm8k --data-dir data
 
     reftune eval my-adapter --tasks sst2 --limit 200 --json
 
     reftune eval smollm2 --tasks boolq
+
+A file has records as training takes them. How they are scored is guessed
+from their answers and told; --score says otherwise: {", ".join(FORMS[:-1])},
+or {FORMS[-1]}.
 
 {NAMES}
 
@@ -47,7 +64,10 @@ settings, the command goes on where it stopped.
 
 def evaluate(
     adapter: Annotated[str, typer.Argument(help="Folder or Hub name of the adapter, or of a base model.")],
-    tasks: Annotated[str, typer.Option(help="Tasks and groups, with commas.")],
+    tasks: Annotated[str, typer.Option(help="Files of records, tasks and groups, with commas.")],
+    split: Annotated[float | None, typer.Option(help=SPLIT_HELP)] = None,
+    score: Annotated[str | None, typer.Option(help=SCORE_HELP)] = None,
+    answer: Annotated[str | None, typer.Option(help=ANSWER_HELP)] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files; else REFTUNE_DATA, else the Hub.")
     ] = None,
@@ -65,9 +85,11 @@ def evaluate(
     from ..evaluation.runner import evaluate_rows
     from ..models import check_model, fingerprint, load_adapter, load_base, refuse_encoder
 
-    chosen = parse_tasks(tasks)
+    chosen = tasks_of(tasks, split=split, score=score, answer=answer)
     results, progress = consoles(as_json)
     quiet_libraries()
+    tell(progress, chosen)
+    tell_styles(progress, adapter, chosen)
     folder = output or Path(f"{name_of(adapter)}-eval")
     check_writable(folder)
     # data first: it is what is most often missing, and a model takes longer to load
@@ -103,17 +125,65 @@ def evaluate(
         emit({"adapter": adapter, "output": str(folder), "scores": {r.task: r.summary() for r in found}})
         return
     print_scores(results, chosen, found)
-    for result in found:
+    print_details(results, found)
+    for task, result in zip(chosen, found, strict=True):
+        if task.score_form in FREE_TEXT:
+            say(results, judge_own(result, folder))
         if result.score is None:
             outputs = shlex.quote(str(folder / f"{result.task}.json"))
             files = Path(data_dir or os.environ.get(DATA_VARIABLE, "DATA"))
-            reference = shlex.quote(str(files / TASKS[result.task].sources["test"].file))
+            source: Any = task.sources["test"]
+            reference = shlex.quote(str(files / source.file))
             line = f"judge {outputs} --reference {reference} --endpoint URL --model NAME"
             say(results, f"{result.task} needs a judge:  {command()} {line}")
     say(results, f"Answers: {folder}")
 
 
 evaluate.__doc__ = EXAMPLE
+
+
+def tell(console: Console, tasks: Sequence[Task]) -> None:
+    """What is to be known of files of one's own before they are scored."""
+    for note in dict.fromkeys(note for task in tasks for note in task.notes):
+        say(console, note)
+
+
+def tell_styles(console: Console, adapter: str, tasks: Sequence[Task]) -> None:
+    """Where a file's prompts are written otherwise than those that the adapter was trained on."""
+    style = PromptStyle.read(adapter) if Path(adapter).is_dir() else None
+    if style is None:
+        return
+    for task in tasks:
+        source = task.sources["test"]
+        found = PromptStyle.of_records(row["asked"] for row in source.rows) if isinstance(source, Given) else style
+        if found != style:
+            other = "several" if found is None else described(found)
+            say(
+                console,
+                f"{task.title}: prompts are written as {other}, but the adapter was trained on {described(style)}: it "
+                "can do worse than it is able to.",
+            )
+
+
+def described(style: PromptStyle) -> str:
+    system = "" if style.system is None else f" with the system turn {style.system[:60]!r}"
+    return f"“{style.style}”{system}"
+
+
+def judge_own(result: TaskResult, folder: Path) -> str:
+    """How a judge compares free answers with the right ones; the two files that it reads are written."""
+    files = []
+    for name, key in (("", "output"), (".reference", "reference")):
+        rows = [{"instruction": e["prompt"], "output": e[key]} for e in result.examples]
+        # a judge pairs answers by their prompts
+        once = list({row["instruction"]: row for row in rows}.values())
+        files.append(folder / f"{result.task}{name}.json")
+        write_alpaca_eval(once, files[-1], generator="reference" if name else result.task)
+    outputs, reference = (shlex.quote(str(file)) for file in files)
+    return (
+        f"Words that agree are not yet a good answer; a judge can tell:  {command()} judge {outputs} --reference "
+        f"{reference} --endpoint URL --model NAME"
+    )
 
 
 def head_of(adapter: str, tasks: list[Task]) -> int | None:
@@ -177,6 +247,40 @@ def name_of(adapter: str) -> str:
     """For the output: that of the folder, of a comparison's run the run's."""
     path = Path(adapter)
     return path.parent.name if path.name == "adapter" and path.parent.parent.name == "runs" else path.name
+
+
+MOST_COLUMNS = 10
+
+
+def print_details(console: Console, found: Sequence[TaskResult]) -> None:
+    """What a file of one's own tells beside its score: exact answers; precision, recall and confusion of labels."""
+    for result in found:
+        told = {name: value for name, value in result.details.items() if isinstance(value, float)}
+        if told:
+            console.print()
+            say(console, f"{result.task}: " + ", ".join(f"{shown(name)} {100 * told[name]:.1f}" for name in told))
+        if "labels" not in result.details:
+            continue
+        table = Table(
+            "label", *(Column(name, justify="right") for name in ("rows", "precision", "recall", "F1")), box=None
+        )
+        for one in result.details["labels"]:
+            numbers = (f"{100 * one[name]:.1f}" for name in ("precision", "recall", "f1"))
+            table.add_row(Text(one["label"]), f"{one['rows']:,}", *numbers)
+        console.print(table)
+        columns, rows = (result.details["confusion"][name] for name in ("columns", "rows"))
+        if len(columns) > MOST_COLUMNS:
+            continue
+        console.print()
+        heads = [Column(Text(name), justify="right", overflow="fold") for name in columns]
+        table = Table(Column("is \\ taken for"), *heads, box=None)
+        for name, counts in zip(columns, rows, strict=False):
+            table.add_row(Text(name), *(str(count) if count else "·" for count in counts))
+        console.print(table)
+
+
+def shown(name: str) -> str:
+    return {"macro_f1": "macro F1", "exact": "exact answers"}.get(name, name)
 
 
 def print_scores(console: Console, tasks: list[Task], found: list[TaskResult]) -> None:

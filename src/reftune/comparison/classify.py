@@ -21,9 +21,9 @@ from torch import Tensor
 from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, set_seed
 
 from ..errors import ReftuneError
+from ..evaluation.own import task_of
 from ..evaluation.runner import TaskResult, score_pairs
 from ..evaluation.scores import bootstrap
-from ..evaluation.tasks import TASKS
 from ..evaluation.tasks.base import Classes, Row, Task
 from ..files import write_json, write_lines
 from ..models import load_classifier
@@ -63,7 +63,7 @@ class Epochs(TrainerCallback):
 
 def run_classes(settings: dict[str, Any], folder: Path, run_rows: RunRows) -> dict[str, Any]:
     """One run of a comparison of `kind="classes"`: its part of `results.json`."""
-    task = TASKS[settings["tasks"][0]]
+    task = task_of(settings["tasks"][0])
     method = METHODS[settings["method"]]
     rows = run_rows.test[task.name]
     assert task.classes is not None

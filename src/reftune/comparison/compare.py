@@ -16,7 +16,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..evaluation.data import DATA_VARIABLE
-from ..evaluation.tasks import TASKS
+from ..evaluation.tasks.base import Task
 from ..files import key_of, read_json, write_json
 from ..models import check_model, fingerprint, refuse_encoder
 from ..reporting.machine import hardware, versions
@@ -139,7 +139,7 @@ def results_of(config: StudyConfig, output: Path, *, command: str = "") -> dict[
         "kind": config.kind,
         "budget": budget,
         "held_out": config.held_out,
-        "tasks": {task.name: _task_entry(task.name, found) for task in config.parsed_tasks()},
+        "tasks": {task.name: _task_entry(task, found) for task in config.parsed_tasks()},
         "tried": config.tried,
         "config": asdict(config),
         "runs": found,
@@ -171,8 +171,8 @@ def why(log: Path) -> str:
     return lines[-1] if lines else "it ended without a word; was it killed for memory?"
 
 
-def _task_entry(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    task = TASKS[name]
+def _task_entry(task: Task, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    name = task.name
     tested = [run["scores"][name]["n"] for run in runs if name in run["scores"]]
     trained = [run["train_rows"][name] for run in runs if name in run.get("train_rows", {})]
     return {
@@ -181,4 +181,5 @@ def _task_entry(name: str, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "chance": task.chance,
         "train_rows": max(trained, default=0),
         "test_rows": max(tested, default=0),
+        **({"notes": list(task.notes)} if task.notes else {}),
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import ReftuneError
 from ..evaluation.data import sample, task_rows
-from ..evaluation.tasks import TASKS
+from ..evaluation.own import task_of
 from ..evaluation.tasks.base import Row
 from ..files import key_of, read_json
 from .methods import METHODS
@@ -24,7 +24,7 @@ ROW_SETTINGS = ("tasks", "train_rows", "test_rows", "data_seed", "held_out")
 """Settings of a run that choose its rows, beside whether its method trains."""
 
 OTHERS = {
-    "rows": "on other rows than the data folder or the Hub gives now",
+    "rows": "on other rows than the files or the Hub give now",
     "model_files": "of a model that was in the same folder before",
 }
 
@@ -52,13 +52,17 @@ def rows_of_run(settings: Mapping[str, Any], data_dir: str | None) -> RunRows:
         ReftuneError: none of the tasks has rows to train on.
         DataError: a file is missing.
     """
-    tasks = [TASKS[name] for name in settings["tasks"]]
+    tasks = [task_of(entry) for entry in settings["tasks"]]
     train: dict[str, list[Row]] = {}
     test: dict[str, list[Row]] = {}
     wanted, tested, seed = settings["train_rows"], settings["test_rows"], settings["data_seed"]
     method_trains = METHODS[settings["method"]].trains
     if method_trains and not any("train" in task.sources for task in tasks):
-        raise ReftuneError(f"{', '.join(task.name for task in tasks)}: there are no rows to train on")
+        own = any(task.entry is not None for task in tasks)
+        how = (
+            ": give train: FILE in the configuration (--train FILE), or hold a part back by --split 0.2" if own else ""
+        )
+        raise ReftuneError(f"{', '.join(task.title for task in tasks)}: there are no rows to train on{how}")
     for task in tasks:
         # a set without rows to train on is scored beside others that have some
         trains = method_trains and "train" in task.sources

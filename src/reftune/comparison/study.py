@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ..errors import ReftuneError
-from ..evaluation.tasks import GROUPS, parse_tasks
+from ..evaluation.own import tasks_of
+from ..evaluation.tasks import GROUPS
 from ..evaluation.tasks.base import Task
 from ..files import key_of
 from ..training.run import TRAINING_FIELDS, keys_and_values, refuse_unknown
@@ -30,8 +31,9 @@ class StudyConfig:
 
     model: str
     """Folder or Hub name of the base model, or `smollm2`."""
-    tasks: str | list[str]
-    """Names of tasks and groups; each is trained on and scored on its own, unless `together`."""
+    tasks: str | list[str | dict[str, Any]]
+    """Names of tasks and groups, files of one's own, or mappings with file, train, split, score, answer, name; each is
+    trained on and scored on its own, unless `together`."""
     title: str = "Comparison"
     kind: str = "text"
     """`text`: prompt and answer, for causal models; `classes`: a classification head on an encoder."""
@@ -103,7 +105,7 @@ class StudyConfig:
 
     def parsed_tasks(self) -> list[Task]:
         """The tasks, groups resolved."""
-        tasks = parse_tasks(self.tasks)
+        tasks = tasks_of(self.tasks)
         if self.kind == "classes":
             without = [task.name for task in tasks if task.classes is None]
             if without:
@@ -200,7 +202,7 @@ def runs_of(config: StudyConfig) -> list[Run]:
                 settings = {
                     **common,
                     "version": VERSION,
-                    "tasks": [task.name for task in members],
+                    "tasks": [task.called for task in members],
                     "method": entry.method,
                     "config": entry.config,
                     "training": {**config.training, **entry.training},

@@ -22,8 +22,8 @@ from typing import Any
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
+from ..evaluation.own import task_of
 from ..evaluation.runner import evaluate_rows
-from ..evaluation.tasks import TASKS
 from ..files import read_json, write_json
 from ..models import fingerprint, load_base
 from .classify import run_classes
@@ -56,7 +56,7 @@ def run(settings: dict[str, Any], folder: Path, *, data_dir: str | None = None) 
 
 def run_text(settings: dict[str, Any], folder: Path, rows: RunRows, made_from: dict[str, Any]) -> dict[str, Any]:
     """A causal model that answers in words; `made_from` is kept with what was trained."""
-    tasks = [TASKS[name] for name in settings["tasks"]]
+    tasks = [task_of(entry) for entry in settings["tasks"]]
     method = METHODS[settings["method"]]
     set_seed(settings["seed"])
     base, tokenizer = load_base(settings["model"], dtype=settings["dtype"])

@@ -195,7 +195,7 @@ def _parse_json_lines(text: str, name: str) -> Rows:
 
 
 def _parse_csv(text: str, name: str) -> Rows:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(text), strict=True)
     records: list[dict[str, str]] = []
     header: list[str] | None = None
     try:
@@ -204,7 +204,7 @@ def _parse_csv(text: str, name: str) -> Rows:
                 if not fields:
                     continue
                 if header is None:
-                    header = fields
+                    header = [field.strip() for field in fields]
                     _check_header(header, name)
                     continue
                 if len(fields) != len(header):
@@ -214,6 +214,13 @@ def _parse_csv(text: str, name: str) -> Rows:
     except csv.Error as error:
         raise DataError(f"{name}, row {len(records) + 1}: not valid CSV: {error}") from error
     return Rows(records, name)
+
+
+def _delimiter(text: str) -> str:
+    """What parts the columns: a comma, or what spreadsheets write in its place where the header knows no comma."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    counts = {sign: header.count(sign) for sign in (";", "\t")}
+    return "," if "," in header or not any(counts.values()) else max(counts, key=lambda sign: counts[sign])
 
 
 def _check_header(header: list[str], name: str) -> None:

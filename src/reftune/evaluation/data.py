@@ -12,7 +12,7 @@ from typing import Any
 
 from ..data.records import load_datasets, read_rows
 from ..errors import DataError
-from .tasks.base import Row, Source, Task
+from .tasks.base import Given, Row, Source, Task
 
 __all__ = ["DATA_VARIABLE", "sample", "task_rows"]
 
@@ -34,6 +34,9 @@ def task_rows(
     if source is None:
         valid = ", ".join(task.sources)
         raise DataError(f"the task {task.name!r} has no {split} rows; it has {valid}")
+    if isinstance(source, Given):
+        given = list(source.rows)
+        return given if limit is None else sample(given, limit, seed=seed)
     folder = data_dir or os.environ.get(DATA_VARIABLE)
     found = _from_file(task, source, Path(folder)) if folder else _from_hub(task, source)
     rows: list[Row] = [{**row, "id": index} for index, row in enumerate(found * source.copies)]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..files import append_line, read_lines, write_lines
 from ..generation import generate_batches
 from .scores import bootstrap
-from .tasks.base import Row, Task
+from .tasks.base import Given, Row, Task
 
 __all__ = ["TaskResult", "evaluate_rows", "score_examples", "score_pairs"]
 
@@ -39,10 +39,13 @@ class TaskResult:
     """Rows in whose output no answer was found."""
     seconds: float
     examples: list[dict[str, Any]]
+    details: dict[str, Any] = field(default_factory=dict)
+    """What the task tells beside the score, such as precision and recall of each label."""
 
     def summary(self) -> dict[str, Any]:
-        """All but the rows."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "examples"}
+        """All but the rows, and details where there are some."""
+        left_out = {"examples"} if self.details else {"examples", "details"}
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in left_out}
 
 
 def evaluate_rows(
@@ -64,7 +67,7 @@ def evaluate_rows(
     """
     start = time.perf_counter()
     prompts = [dict(task.prompt(row)) for row in rows]
-    done = _already(file, rows, prompts)
+    done = _already(file, task, rows, prompts)
     left = [i for i, row in enumerate(rows) if row["id"] not in done]
     if progress is not None:
         progress(len(done))
@@ -80,9 +83,7 @@ def evaluate_rows(
             progress(len(done))
     examples = [done[row["id"]] for row in rows]
     if file is not None:
-        wanted = {row["id"] for row in rows}
-        others = [line for line in read_lines(file) if "id" in line and line["id"] not in wanted]
-        write_lines(file, sorted([*examples, *others], key=lambda example: example["id"]))
+        write_lines(file, sorted([*examples, *_others(file, task, rows)], key=lambda example: example["id"]))
     return score_examples(task, examples, seconds=time.perf_counter() - start)
 
 
@@ -108,6 +109,8 @@ def score_pairs(task: Task, pairs: np.ndarray, examples: list[dict[str, Any]], *
         unreadable=sum(example["answer"] is None for example in examples),
         seconds=seconds,
         examples=examples,
+        details=({"scored_as": task.score_form} if task.score_form else {})
+        | ({} if task.details is None else task.details(examples)),
     )
 
 
@@ -122,10 +125,25 @@ def _text(prompt: dict[str, Any]) -> str:
     return prompt["prompt"] if isinstance(prompt.get("prompt"), str) else json.dumps(prompt, ensure_ascii=False)
 
 
-def _already(file: Path | None, rows: Sequence[Row], prompts: list[dict[str, Any]]) -> dict[Any, dict[str, Any]]:
-    """Examples of an earlier run of the same rows."""
+def _already(file: Path | None, task: Task, rows: Sequence[Row], prompts: list[dict[str, Any]]) -> dict[Any, Any]:
+    """Examples of an earlier run of the same rows; what was written is read and scored anew, by today's answers."""
     if file is None:
         return {}
-    wanted = {row["id"]: _text(prompt) for row, prompt in zip(rows, prompts, strict=True)}
-    lines = [line for line in read_lines(file) if line.get("id") in wanted]
-    return {line["id"]: line for line in lines if wanted[line["id"]] == line.get("prompt")}
+    wanted = {row["id"]: (row, prompt) for row, prompt in zip(rows, prompts, strict=True)}
+    found: dict[Any, Any] = {}
+    for line in read_lines(file):
+        row, prompt = wanted.get(line.get("id"), ({}, {}))
+        if row and line.get("prompt") == _text(prompt) and isinstance(line.get("output"), str):
+            found[row["id"]] = _example(task, row, prompt, line["output"])
+    return found
+
+
+def _others(file: Path, task: Task, rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Examples of other rows, as where fewer are asked for now; of a file of one's own those that it still has."""
+    wanted = {row["id"] for row in rows}
+    others = [line for line in read_lines(file) if "id" in line and line["id"] not in wanted]
+    source = task.sources.get("test")
+    if not isinstance(source, Given):
+        return others
+    there = {row["id"]: _text(dict(task.prompt(row))) for row in source.rows}
+    return [line for line in others if there.get(line["id"]) == line.get("prompt")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["ACCURACY", "MATTHEWS", "MEAN", "PEARSON", "Metric", "bootstrap"]
+__all__ = ["ACCURACY", "MATTHEWS", "MEAN", "PEARSON", "ROUGE_L", "WORD_F1", "Metric", "bootstrap"]
 
 RESAMPLES = 2000
 
@@ -56,6 +56,8 @@ ACCURACY = Metric("accuracy", accuracy)
 MEAN = Metric("mean", mean)
 MATTHEWS = Metric("Matthews correlation", matthews)
 PEARSON = Metric("Pearson correlation", pearson)
+ROUGE_L = Metric("ROUGE-L", mean)
+WORD_F1 = Metric("word F1", mean)
 
 
 def bootstrap(metric: Metric, pairs: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:

@@ -87,6 +87,7 @@ def caveats(results: Results, rows: Sequence[MethodRow]) -> list[str]:
     """In order of weight."""
     return [
         *_failures(results),
+        *_of_files(results),
         *_protocol(results),
         *_sizes(results),
         *_seeds(results, rows),
@@ -111,6 +112,11 @@ def _failures(results: Results) -> list[str]:
         count = "A run is" if len(names) == 1 else f"{len(names)} runs are"
         notes.append(f"{count} missing from tables and pictures ({why}): {'; '.join(shown)}.")
     return notes
+
+
+def _of_files(results: Results) -> list[str]:
+    """What was told of files of one's own when the comparison began."""
+    return list(dict.fromkeys(note for task in results.tasks.values() for note in task.notes))
 
 
 def _protocol(results: Results) -> list[str]:

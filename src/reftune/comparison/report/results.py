@@ -103,6 +103,8 @@ class TaskFacts:
     chance: Signed = None
     train_rows: Whole = None
     test_rows: Whole = None
+    notes: Annotated[tuple[str, ...], Listed] = ()
+    """What was told of a file of one's own: how it is scored and why, what is odd about its rows."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +121,8 @@ class Score:
     """Rows in whose output no answer was found."""
     best_epoch: Whole = None
     """Which epoch is scored, where the best was chosen."""
+    details: Values = field(default_factory=dict)
+    """What is told beside the score, such as precision and recall of each label."""
 
     def __post_init__(self) -> None:
         if self.low is not None and self.high is not None and self.low > self.high:

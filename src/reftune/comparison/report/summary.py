@@ -17,7 +17,13 @@ __all__ = ["AVERAGE", "Estimate", "Lead", "MethodRow", "average", "lead", "mean_
 AVERAGE = "average"
 # normal quantile of a 95 % interval
 Z95 = 1.96
-BOUNDS = {"accuracy": (0.0, 1.0), "Matthews correlation": (-1.0, 1.0), "Pearson correlation": (-1.0, 1.0)}
+BOUNDS = {
+    "accuracy": (0.0, 1.0),
+    "ROUGE-L": (0.0, 1.0),
+    "word F1": (0.0, 1.0),
+    "Matthews correlation": (-1.0, 1.0),
+    "Pearson correlation": (-1.0, 1.0),
+}
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ def parse_tasks(names: str | Iterable[str]) -> list[Task]:
         for member in members:
             if member not in TASKS:
                 raise ReftuneError(
-                    f"there is no task {member!r}; there are {', '.join(TASKS)}, and the groups {', '.join(GROUPS)}"
+                    f"there is no task {member!r}; there are {', '.join(TASKS)}, the groups {', '.join(GROUPS)}, and "
+                    "files of your own such as test.jsonl"
                 )
             found[member] = TASKS[member]
     if not found:

@@ -5,7 +5,7 @@ Must not know: models, tokenizers, where files lie.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ import numpy as np
 from ...errors import ReftuneError
 from ..scores import ACCURACY, Metric
 
-__all__ = ["Classes", "Hub", "Row", "Source", "Task", "same_text"]
+__all__ = ["Classes", "Given", "Hub", "Row", "Source", "Task", "same_text"]
 
 Row: TypeAlias = Mapping[str, Any]
 
@@ -37,6 +37,13 @@ class Source:
     hub: Hub | None = None
     copies: int = 1
     """Examples that each row stands for; the task tells them apart by their `id`."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """Rows that are there already, each with its `id`: those of a file of one's own."""
+
+    rows: Sequence[Row]
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Task:
     name: str
     title: str
     """As tables show it."""
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Source | Given]
     """`train` and `test`, as far as there are such rows."""
     prompt: Callable[[Row], Mapping[str, Any]]
     """A row as a record of `reftune.data`, without its response."""
@@ -87,9 +94,26 @@ class Task:
     """The same rows as a classification, for encoders."""
     chance: float | None = None
     """Score of a guess."""
+    details: Callable[[Sequence[Mapping[str, Any]]], dict[str, Any]] | None = None
+    """What is told of all examples beside the score."""
+    trains_on: Callable[[Row], Mapping[str, Any]] | None = None
+    """A row as a record to train on, where that is not its prompt and `completion`."""
+    entry: Mapping[str, Any] | None = None
+    """What a comparison calls it by, where that is not its name: the file of a task of one's own."""
+    score_form: str = ""
+    """Of a task of one's own: how it is scored, as `score` names it."""
+    notes: tuple[str, ...] = ()
+    """What is to be told of its rows and its score before anything is done."""
+
+    @property
+    def called(self) -> Any:
+        """As the settings of a run have it."""
+        return self.name if self.entry is None else dict(self.entry)
 
     def record(self, row: Row) -> dict[str, Any]:
         """A row as a record to train on."""
+        if self.trains_on is not None:
+            return dict(self.trains_on(row))
         prompt = dict(self.prompt(row))
         key = "output" if "instruction" in prompt else "completion"
         return {**prompt, key: self.completion(row)}
