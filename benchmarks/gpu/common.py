@@ -28,6 +28,8 @@ from ..settings import cores
 
 # of a part's time, kept for its end
 RESERVE = 2.0
+# seconds of a part that is run by itself
+ALONE = 150.0
 LONGEST = 600
 PACKAGES = ("torch", "triton", "transformers", "peft", "accelerate", "datasets", "numpy")
 # what a reader of an error needs beside its message
@@ -35,14 +37,17 @@ FRAMES = 3
 
 
 class Part:
-    """One part of the run: what it was asked for, how much time is left, and what it has measured so far."""
+    """One part of the run: what it was asked for, how much time is left, and what it has measured so far.
 
-    def __init__(self, name: str, *, out: Path, device: str, tiny: bool, seconds: float) -> None:
+    `until` is a time of the system's clock: what begins the process takes its time too.
+    """
+
+    def __init__(self, name: str, *, out: Path, device: str, tiny: bool, until: float) -> None:
         self.name, self.device, self.tiny = name, device, tiny
         self.cuda = device.startswith("cuda")
         self.file = out / f"{name}.json"
         self.began = time.perf_counter()
-        self.seconds = seconds
+        self.until = until
         self.content: dict[str, Any] = {"part": name, "complete": False, "stamp": self._stamp(), "measurements": {}}
         self._write()
 
@@ -52,17 +57,18 @@ class Part:
         parser.add_argument("--device", default="cuda")
         parser.add_argument("--tiny", action="store_true", help="toy sizes, to see that it runs")
         parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of the JSON files")
-        parser.add_argument("--seconds", type=float, default=120.0, help="what does not fit is left out and named")
+        parser.add_argument("--until", type=float, help="seconds since 1970; what does not fit is left out and named")
         options = parser.parse_args(given)
         torch.manual_seed(0)
-        return cls(name, out=options.out, device=options.device, tiny=options.tiny, seconds=options.seconds)
+        until = time.time() + ALONE if options.until is None else options.until
+        return cls(name, out=options.out, device=options.device, tiny=options.tiny, until=until)
 
     # --- time ---------------------------------------------------------------------------------------------------------
 
     @property
     def left(self) -> float:
         """Seconds, less what the end takes."""
-        return self.seconds - RESERVE - (time.perf_counter() - self.began)
+        return self.until - RESERVE - time.time()
 
     # --- results ------------------------------------------------------------------------------------------------------
 
@@ -76,7 +82,7 @@ class Part:
     def attempt(
         self, key: str, measure: Callable[..., dict[str, Any]], *given: Any, needs: float = 0.0
     ) -> dict[str, Any]:
-        """`measure(*given)`, if so many seconds are left; what fails has its error in its place, and the part goes on."""
+        """`measure(*given)`, if so many seconds are left; of what fails the error is kept, and the part goes on."""
         if self.left < needs:
             found: dict[str, Any] = {"skipped": f"{self.left:.0f} s were left, about {needs:.0f} are needed"}
         else:
@@ -150,7 +156,7 @@ def brief(measurement: dict[str, Any]) -> str:
 def in_processes(
     part: Part, function: Callable[..., dict[str, Any]], jobs: dict[str, tuple[Any, ...]], *, workers: int
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """`function(*job)` of each job in processes of their own, each result when it is there; none behind the part's time.
+    """`function(*job)` of each job in processes of their own, each result when it is there, until the part's time ends.
 
     With one worker they run here, one behind the other.
     """

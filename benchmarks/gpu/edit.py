@@ -48,9 +48,7 @@ class Step:
     def of(cls, *, width: int, rank: int, tokens: int, dtype: str, summed: bool, device: str, maps: int = 3) -> Step:
         generator = torch.Generator().manual_seed(width + 7 * rank + 11 * tokens)
         drawn = [affine(width, rank, generator) for _ in range(maps)]
-        bank = Bank(
-            slots=maps + 1, layers=(0, 1), rank=rank, width=width, tokens=tokens, device=torch.device(device)
-        )
+        bank = Bank(slots=maps + 1, layers=(0, 1), rank=rank, width=width, tokens=tokens, device=torch.device(device))
         hidden, residual = (
             torch.randn(tokens, width, generator=generator).to(device, getattr(torch, dtype)) for _ in range(2)
         )

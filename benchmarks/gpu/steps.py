@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,7 @@ def variants(layers: int) -> list[Variant]:
         Variant(FLOOR + CHECKPOINTED, "floor", checkpointed=True),
         Variant(OURS + CHECKPOINTED, "ours", {"positions": "f7+l7"}, off, checkpointed=True),
         Variant(LORA + CHECKPOINTED, "lora", checkpointed=True),
-        Variant(
-            "ours, f7+l7, packing", "ours", {"positions": "f7+l7"}, {**off, "packing": True}, needs="flash_attn"
-        ),
+        Variant("ours, f7+l7, packing", "ours", {"positions": "f7+l7"}, {**off, "packing": True}, needs="flash_attn"),
         Variant(FLOOR_AGAIN, "floor"),
     ]
 
@@ -297,10 +295,9 @@ def measure_shape(part: Part, name: str, shape: dict[str, Any]) -> None:
         found[variant.name] = part.attempt(key, made.measure, variant, needs=0 if part.tiny else needs)
         floor = found.get(FLOOR + CHECKPOINTED if variant.checkpointed else FLOOR, {}).get("median_s")
         took = found[variant.name].get("median_s")
-        slow = bool(floor and took and took > SLOW * floor) or part.tiny
+        slow = variant.name == OURS if part.tiny else bool(floor and took and took > SLOW * floor)
         if slow and variant.method == "ours" and not variant.checkpointed:
-            measure = replace(variant, name=f"{variant.name}, profile")
-            part.attempt(f"{name}: {measure.name}", lambda v=variant: made.measure(v, profiled=True), needs=needs)
+            part.attempt(f"{key}, profile", lambda v=variant: made.measure(v, profiled=True), needs=needs)
 
 
 def main(given: list[str] | None = None) -> None:

@@ -48,9 +48,7 @@ def load(folder: str) -> Any:
 
 
 @torch.inference_mode()
-def once(
-    model: Any, ids: torch.Tensor, new: int, names: list[str] | None, **more: Any
-) -> tuple[float, float | None]:
+def once(model: Any, ids: torch.Tensor, new: int, names: list[str] | None, **more: Any) -> tuple[float, float | None]:
     """Seconds of the prefill, and of one decoded token; `more` goes to `generate`."""
     clock = Clock()
     given = more if names is None else {**more, "adapter_names": names}
