@@ -21,7 +21,7 @@ PART ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions check format wheel bench bench-quick bench-serving bench-gpu clean
+.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions check format wheel bench bench-quick bench-serving gpu gpu-report clean
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
@@ -35,7 +35,8 @@ help:
 	@echo 'make bench   everything beside every peer, with targets (an hour; peers in .venv-peers); ARGS=--resume goes on'
 	@echo 'make bench-quick  step times of ours and of the floor (3 minutes)'
 	@echo 'make bench-serving  vLLM with 1 to 512 adapters beside vLLM alone and its LoRA (15 minutes)'
-	@echo 'make bench-gpu    step times of 1B and 8B shapes on a GPU'
+	@echo "make gpu     everything that only a GPU can say, in 8 minutes (ARGS='--tiny --device cpu' to see that it runs)"
+	@echo 'make gpu-report DIR=results/gpu  report and README table of what it found'
 	@echo 'make clean   remove the environment and build outputs'
 
 venv: $(STAMP)
@@ -124,8 +125,13 @@ bench-quick: $(STAMP)
 bench-serving: $(STAMP)
 	$(BIN)/python -m benchmarks.run serving $(ARGS)
 
-bench-gpu: $(STAMP)
-	$(BIN)/python -m benchmarks.run gpu $(ARGS)
+# With no set-up: on a machine without network nothing could be installed.
+gpu:
+	bash scripts/gpu.sh $(ARGS)
+
+DIR ?= results/gpu
+gpu-report: $(STAMP)
+	$(BIN)/python -m benchmarks.gpu.report report '$(DIR)' $(ARGS)
 
 clean:
 	rm -rf .venv .venv-newest .venv-oldest .venv-peers .venv-vllm build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -19,18 +19,10 @@ Job = tuple[Method, dict[str, Any]]
 def interleaved(settings: Settings, jobs: Sequence[Job], count: int, *, steps: dict[str, int] | None = None) -> Any:
     """A row for each method, by name: seconds and tokens of each round, losses, memory, or its error.
 
-    `steps`: how many steps make a round of a method, if not one.  With `settings.sequential` one worker lives at a
-    time, for models of which two do not fit.
+    `steps`: how many steps make a round of a method, if not one.
     """
-    groups = [[job] for job in jobs] if settings.sequential else [list(jobs)]
-    result: dict[str, dict[str, Any]] = {}
-    for group in groups:
-        requests = {method.name: {**request, **method.options} for method, request in group}
-        methods = [method for method, _ in group]
-        with started(methods, lambda m, given=requests: given[m.name], threads=settings.threads, log=settings.log) as (
-            alive,
-            rows,
-        ):
-            rounds(alive, rows, count, log=settings.log, steps=steps or {})
-        result.update(rows)
-    return result
+    requests = {method.name: {**request, **method.options} for method, request in jobs}
+    methods = [method for method, _ in jobs]
+    with started(methods, lambda m: requests[m.name], threads=settings.threads, log=settings.log) as (alive, rows):
+        rounds(alive, rows, count, log=settings.log, steps=steps or {})
+    return rows

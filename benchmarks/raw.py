@@ -58,20 +58,20 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
-def stamp(command: str, threads: int, device: str = "cpu") -> dict[str, Any]:
+def stamp(command: str, threads: int) -> dict[str, Any]:
     """Date, command, machine and versions of a run."""
     environments = [OURS, *(name for name in WITH_TORCH if (FOLDER / name / ".installed").is_file())]
     return {
         "date": now(),
         "command": command,
         "threads": threads,
-        "machine": machine(threads, device),
+        "machine": machine(threads),
         "python": platform.python_version(),
         "versions": {name: versions_of(name) for name in environments},
     }
 
 
-def machine(threads: int, device: str) -> str:
+def machine(threads: int, device: str = "cpu") -> str:
     """In words: processor, cores, memory, accelerator."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     text = f"{processor()}, {cores()} cores ({threads} used), {memory:.0f} GiB"
@@ -90,7 +90,7 @@ def accelerator() -> str:
     return torch.cuda.get_device_name()
 
 
-def slug(device: str) -> str:
+def slug() -> str:
     """The hardware, for a file's name."""
-    text = accelerator() if device.startswith("cuda") else f"{processor()} {cores()} cores"
+    text = f"{processor()} {cores()} cores"
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

@@ -6,7 +6,6 @@ Must not know: how things are measured.
 from __future__ import annotations
 
 import importlib
-import json
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,25 +13,16 @@ from typing import Any
 from .environments import python_of
 from .files import write_whole
 from .raw import RAW, RESULTS, Raw, slug
-from .tables import table
 from .targets import all_targets
+from .wanted import targets_table, write_latest
 from .workers import stderr
 
-GROUPS = ("step", "ragged", "job", "generate", "orthonormal", "scaling", "serving", "gpu")
+GROUPS = ("step", "ragged", "job", "generate", "orthonormal", "scaling", "serving")
 
 
 def module_of(group: str) -> Any:
     """The module that measures a group and lays out its tables."""
     return importlib.import_module(f"benchmarks.bench_{group}")
-
-
-def targets_table(targets: list[dict[str, Any]]) -> str:
-    rows = []
-    for target in targets:
-        value = "not measured" if target["value"] is None else f"{target['value']:g}"
-        met = {True: "met", False: "not met", None: "–"}[target["met"]]
-        rows.append([target["name"], value, target["wanted"], met])
-    return table(("target", "measured", "wanted", ""), rows)
 
 
 def markdown(raws: dict[str, Raw], targets: list[dict[str, Any]], plot: str | None) -> str:
@@ -70,7 +60,7 @@ def make_plot(source: Path, target: Path) -> bool:
     return True
 
 
-def write_report(*, raw: Path = RAW, results: Path = RESULTS, device: str = "cpu", plot: bool = True) -> Path:
+def write_report(*, raw: Path = RAW, results: Path = RESULTS, plot: bool = True) -> Path:
     """Report and `latest.json` from the raw files that are there."""
     raws = {group: Raw(group, raw) for group in GROUPS}
     raws = {group: content for group, content in raws.items() if content.measurements}
@@ -78,9 +68,9 @@ def write_report(*, raw: Path = RAW, results: Path = RESULTS, device: str = "cpu
         raise FileNotFoundError(f"no measurements in {raw.name}/")
     targets = all_targets({group: content.measurements for group, content in raws.items()})
     date = max(content.stamp["date"] for content in raws.values())[:10]
-    file = results / f"{date}_{slug(device)}.md"
+    file = results / f"{date}_{slug()}.md"
     picture = file.with_suffix(".svg")
     drawn = plot and "step" in raws and make_plot(raws["step"].file, picture)
     write_whole(file, markdown(raws, targets, picture.name if drawn else None))
-    write_whole(results / "latest.json", json.dumps({"targets": targets}, indent=1) + "\n")
+    write_latest(results / "latest.json", targets)
     return file

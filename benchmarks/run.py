@@ -1,8 +1,8 @@
-"""`python -m benchmarks.run all | quick | serving | gpu | report`: measures, writes the report, prints the targets.
+"""`python -m benchmarks.run all | quick | serving | report`: measures, writes the report, prints the targets.
 
-`all` measures every group that needs neither an accelerator nor vLLM, beside every peer.  `quick` measures steps of
-ours and of the floor, and writes no file.  `serving` measures vLLM with and without adapters, `gpu` steps on an
-accelerator; both add to the report.  `report` makes the report anew from the raw measurements.
+`all` measures every group that does not need vLLM, beside every peer.  `quick` measures steps of ours and of the
+floor, and writes no file.  `serving` measures vLLM with and without adapters and adds to the report.  `report` makes
+the report anew from the raw measurements.  What needs a GPU is in `benchmarks.gpu`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import time
 from pathlib import Path
 
 from .raw import RAW, RESULTS, Raw, stamp
-from .report import GROUPS, module_of, targets_table, write_report
+from .report import GROUPS, module_of, write_report
 from .settings import DATA_DIR, Settings, cores
 from .targets import all_targets
+from .wanted import targets_table
 from .workers import stderr
 
-# what has a verb of its own: it needs an accelerator, or vLLM
-OWN_VERB = ("serving", "gpu")
+# what has a verb of its own: it needs vLLM
+OWN_VERB = ("serving",)
 CPU_GROUPS = tuple(group for group in GROUPS if group not in OWN_VERB)
 
 
@@ -33,9 +34,7 @@ def arguments(given: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--scale", type=float, default=1.0, help="of the numbers of rounds")
     parser.add_argument("--fraction", type=float, default=0.25, help="of the ragged batches that peers run")
     parser.add_argument("--data-dir", type=Path, default=DATA_DIR, help="holds commonsense/ (default: $REFTUNE_DATA)")
-    parser.add_argument("--device", default=None, help="of `gpu` (default: cuda)")
     parser.add_argument("--tiny", action="store_true", help="toy shapes, to see that it runs; not for the report")
-    parser.add_argument("--sequential", action="store_true", help="of `gpu`: one model at a time in its memory")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
     options = parser.parse_args(given)
     if options.tiny and options.results == RESULTS and options.verb != "quick":
@@ -51,9 +50,7 @@ def settings_of(given: argparse.Namespace) -> Settings:
         scale=given.scale,
         fraction=given.fraction,
         data_dir=given.data_dir,
-        device=(given.device or "cuda") if given.verb == "gpu" else "cpu",
         tiny=given.tiny,
-        sequential=given.sequential,
     )
 
 
@@ -66,7 +63,7 @@ def groups_of(given: argparse.Namespace) -> tuple[str, ...]:
 def measure(group: str, settings: Settings, folder: Path, command: str, *, resume: bool) -> None:
     """All measurements of a group, each written when it is done."""
     raw = Raw(group, folder)
-    done = raw.begin(stamp(command, settings.threads, settings.device), resume=resume)
+    done = raw.begin(stamp(command, settings.threads), resume=resume)
     for key, measurement in module_of(group).measure(settings, done):
         raw.add(key, measurement)
     raw.finish()
@@ -92,7 +89,7 @@ def main(given: list[str] | None = None) -> None:
         folder = options.results / RAW.name
         for group in groups_of(options):
             measure(group, settings, folder, command, resume=options.resume)
-        file = write_report(raw=folder, results=options.results, device=settings.device, plot=not settings.tiny)
+        file = write_report(raw=folder, results=options.results, plot=not settings.tiny)
         targets = all_targets({g: Raw(g, folder).measurements for g in GROUPS})
         print(targets_table(targets))
         stderr(f"report: {file.name}")

@@ -36,9 +36,7 @@ class Settings:
     fraction: float = 0.25
     """Of the ragged batches, for methods that do not run whole epochs."""
     data_dir: Path = DATA_DIR
-    device: str = "cpu"
     tiny: bool = False
-    sequential: bool = False
     log: Callable[[str], None] = stderr
 
     def rounds(self, count: int) -> int:

@@ -1,7 +1,4 @@
-"""The targets of the benchmarks: what was measured, what is wanted, whether it is met.
-
-A target that could not be measured, for want of a machine or because a method failed, has no value, and whether it is
-met is not known.
+"""The targets of the benchmarks on a CPU: what was measured, what is wanted, whether it is met.
 
 Must not know: how things are measured.
 """
@@ -9,38 +6,16 @@ Must not know: how things are measured.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from . import bench_generate, bench_gpu, bench_job, bench_orthonormal, bench_ragged, bench_serving, bench_step
+from . import bench_generate, bench_job, bench_orthonormal, bench_ragged, bench_serving, bench_step
 from .cases import ALL, MIDDLE, StepCase
 from .settings import Measurement
-from .stats import ratios, rounded
+from .stats import ratios
+from .wanted import Target
 
 Groups = dict[str, dict[str, Measurement]]
 OURS, FLOOR, LORA, PYREFT = "ours", "floor, response logits", "LoRA all linear", "pyreft"
-
-
-@dataclass(frozen=True)
-class Target:
-    """One line of the table of targets."""
-
-    name: str
-    value: Callable[[Groups], float]
-    wanted: float
-    at_most: bool = False
-
-    def measured(self, groups: Groups) -> dict[str, Any]:
-        """As `latest.json` has it."""
-        sign = "at most" if self.at_most else "at least"
-        row: dict[str, Any] = {"name": self.name, "value": None, "wanted": f"{sign} {self.wanted:g}", "met": None}
-        try:
-            value = self.value(groups)
-        except (KeyError, ValueError):
-            # a group, a measurement or a method that is not there
-            return row
-        met = value <= self.wanted if self.at_most else value >= self.wanted
-        return {**row, "value": float(rounded(value, 4).replace(",", "")), "met": met}
 
 
 def step_ratio(over: str, under: str, case: StepCase, prompt: int) -> Callable[[Groups], float]:
@@ -76,23 +51,6 @@ def serving(count: int) -> Callable[[Groups], float]:
     return lambda groups: bench_serving.relative(groups["serving"][bench_serving.KEY], count).median
 
 
-def gpu_step(groups: Groups) -> float:
-    methods = on_gpu(groups)
-    return ratios(methods[OURS]["seconds"], methods[FLOOR]["seconds"]).median
-
-
-def gpu_memory(groups: Groups) -> float:
-    methods = on_gpu(groups)
-    return methods[OURS]["peak_mb"] / methods[LORA]["peak_mb"]
-
-
-def on_gpu(groups: Groups) -> dict[str, Any]:
-    measurement = groups["gpu"][bench_gpu.key("8B")]
-    if measurement["device"] == "cpu":
-        raise ValueError("not measured on an accelerator")
-    return measurement["methods"]
-
-
 TARGETS = (
     Target(
         "step, all layers, 64+32: ÷ floor with response logits", step_ratio(OURS, FLOOR, ALL, 64), 1.03, at_most=True
@@ -119,8 +77,6 @@ TARGETS = (
     ),
     Target("serving, 1 adapter: requests/s ÷ vLLM alone", serving(1), 0.97),
     Target("serving, 512 adapters: requests/s ÷ vLLM alone", serving(512), 0.97),
-    Target("GPU, 8B shape: step ÷ floor with response logits", gpu_step, 1.05, at_most=True),
-    Target("GPU, 8B shape: peak memory ÷ LoRA all linear", gpu_memory, 0.7, at_most=True),
 )
 
 

@@ -35,6 +35,10 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
 FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
 
 
+# The device of the tests marked gpu; cpu runs them without one, to see that they run.
+GPU_TESTS = os.environ.get("REFTUNE_GPU_TESTS", "cuda")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Chromium, without a network of its own."""
@@ -56,7 +60,7 @@ def _seed() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """A bare `pytest` skips what this machine cannot run; `make test` does not even select it."""
     missing = {
-        "gpu": None if torch.cuda.is_available() else "needs a CUDA device",
+        "gpu": None if GPU_TESTS == "cpu" or torch.cuda.is_available() else "needs a CUDA device",
         "vllm": None if importlib.util.find_spec("vllm") else "needs vLLM",
     }
     for item in items:

@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import bench_gpu, bench_job, bench_ragged, bench_scaling, bench_serving, bench_step
+from benchmarks import bench_job, bench_ragged, bench_scaling, bench_serving, bench_step
 from benchmarks.cases import ALL, MIDDLE, random_rows, request, write_rows
 from benchmarks.environments import REQUIREMENTS, fingerprint_of
+from benchmarks.gpu.shapes import TINY
 from benchmarks.interleave import interleaved
 from benchmarks.methods import METHODS, Method
 from benchmarks.model import peers_copy
@@ -232,11 +233,11 @@ def test_measure_writes_each_measurement_when_it_is_done(tmp_path: Path, monkeyp
 
 
 def test_groups_of_each_verb() -> None:
-    assert groups_of(arguments(["all"])) == tuple(group for group in GROUPS if group not in ("serving", "gpu"))
+    assert groups_of(arguments(["all"])) == tuple(group for group in GROUPS if group != "serving")
     assert groups_of(arguments(["all", "--only", "job"])) == ("job",)
-    assert groups_of(arguments(["gpu"])) == ("gpu",)
+    assert groups_of(arguments(["serving"])) == ("serving",)
     with pytest.raises(SystemExit):
-        arguments(["gpu", "--tiny"])
+        arguments(["serving", "--tiny"])
 
 
 def test_quick_has_no_peers_of_other_environments() -> None:
@@ -331,8 +332,6 @@ def test_targets_are_computed_from_the_measurements() -> None:
         (300.0, True),
         (0.9756, True),
         (0.8, False),
-        (None, None),
-        (None, None),
     ]
     assert len(values) == len(TARGETS)
 
@@ -344,12 +343,6 @@ def test_a_target_without_its_method_has_no_value() -> None:
     broken = targets["step, all layers, 64+32: times as fast as pyreft"]
     assert (broken["value"], broken["met"], broken["wanted"]) == (None, None, "at least 1.15")
     assert targets["step, all layers, 64+32: times as fast as LoRA all linear"]["value"] == 1.1
-
-
-def test_a_toy_run_on_the_cpu_is_no_measurement_of_a_gpu() -> None:
-    methods = {name: row(1.0) for name in bench_gpu.NAMES}
-    measured = [{"gpu": {"8B shape": {"device": device, "methods": methods}}} for device in ("cpu", "cuda")]
-    assert [all_targets(content)[-1]["value"] for content in measured] == [None, 1.0]
 
 
 def test_the_report_has_every_group_and_says_what_failed(tmp_path: Path) -> None:
@@ -386,7 +379,7 @@ def test_a_row_of_another_width_than_its_head_is_refused() -> None:
 
 @pytest.mark.slow
 def test_workers_train_in_turn_and_a_broken_one_does_not_end_the_run(tmp_path: Path) -> None:
-    shape = bench_gpu.TINY
+    shape = TINY
     file = write_rows(random_rows(32, count=2, response=4, vocabulary=shape["vocab_size"]), tmp_path / "rows.json")
     case = replace(ALL, layers=tuple(range(shape["num_hidden_layers"])))
     given = request(case, file, {"llama": shape}, batch_size=2, learning_rate=1e-2)

@@ -8,25 +8,18 @@ parts are computed, if they are reused.
 
 from __future__ import annotations
 
-import tempfile
 import time
 from typing import Any
 
 import torch
 from datasets import Dataset
 from peft import get_peft_model
-from tokenizers import Tokenizer, models
-from transformers import (
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-    TrainerCallback,
-    TrainingArguments,
-)
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from reftune import ReftConfig, ReftTrainer
 
-from .bases import load_base
+from .bases import load_base, tokenizer_of, training_arguments
 from .protocol import Case, Channel, Memory, fingerprint, give_back, serve, synchronise
 
 # training ends when the driver says so
@@ -108,23 +101,10 @@ class Ours:
             "labels": [[-100] * n + ids[n:] for ids, n in case.rows],
             "prompt_length": [n for _, n in case.rows],
         }
-        arguments = TrainingArguments(
-            output_dir=tempfile.mkdtemp(prefix="reftune-bench-"),
-            per_device_train_batch_size=case.batch_size,
-            learning_rate=case.learning_rate,
-            lr_scheduler_type="constant",
-            weight_decay=0.0,
-            max_steps=ENDLESS,
-            logging_steps=ENDLESS,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            use_cpu=case.device == "cpu",
-        )
         stepwise = Stepwise(self.channel, self.memory_now, case)
         trainer = Watched(
             model=model,
-            args=arguments,
+            args=training_arguments(case, steps=ENDLESS),
             train_dataset=Dataset.from_dict(columns),
             processing_class=tokenizer_of(case),
             callbacks=[stepwise],
@@ -134,17 +114,6 @@ class Ours:
         trainer.remove_callback(ProgressCallback)
         trainer.stepwise = stepwise
         return trainer
-
-
-def tokenizer_of(case: Case) -> Any:
-    """The model's; for random weights one that only knows its padding."""
-    if "folder" in case.model:
-        return AutoTokenizer.from_pretrained(case.model["folder"])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"<pad>": 0, "<unk>": 1}, unk_token="<unk>")),
-        pad_token="<pad>",
-        eos_token="<pad>",
-    )
 
 
 if __name__ == "__main__":

@@ -141,9 +141,7 @@ def give_back(device: str, tokens: int) -> None:
 
     For large batches only: after it a process pays anew for the pages that it takes.
     """
-    if device.startswith("cuda"):
-        torch.cuda.empty_cache()
-    elif tokens >= LARGE and sys.platform == "linux":
+    if device == "cpu" and tokens >= LARGE and sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
 
 
@@ -187,6 +185,11 @@ class StepWorker:
         self.build()
         self.base.to(case.device).eval()
         shown = fingerprint(self.base, self.base.config.vocab_size, case.device)
+        return {**self.prepare(case), "fingerprint": shown}
+
+    def prepare(self, case: Case) -> dict[str, Any]:
+        """All that `load` does with a base that is there."""
+        self.case = case
         self.adapt()
         self.trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = (
@@ -197,8 +200,7 @@ class StepWorker:
         self.batches = [Batch.of(rows, case.device) for rows in chunks]
         self.steps = 0
         self.memory_now = Memory(case.device)
-        parameters = sum(p.numel() for p in self.trained)
-        return {"parameters": parameters, "fingerprint": shown, "steps_an_epoch": len(chunks)}
+        return {"parameters": sum(p.numel() for p in self.trained), "steps_an_epoch": len(chunks)}
 
     def start(self) -> dict[str, Any]:
         """A step on a short batch warms up the libraries; shapes of the real batches bring nothing new on a CPU."""

@@ -18,6 +18,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from benchmarks.cases import ALL, random_rows
+from benchmarks.peers.protocol import synchronise
 from reftune import ReftConfig
 
 
@@ -28,14 +29,15 @@ class Clock(LogitsProcessor):
         self.times: list[float] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        synchronise(scores.device.type)
         self.times.append(time.perf_counter())
         return scores
 
 
-def adapted(folder: str, count: int) -> Any:
-    """The model with `count` adapters that do change it."""
+def adapted(base: Any, count: int) -> Any:
+    """A model with `count` adapters that do change it."""
     config = ReftConfig(r=ALL.rank, positions=f"f{ALL.first}+l{ALL.last}", init="paper", task_type="CAUSAL_LM")
-    model = get_peft_model(load(folder), config, adapter_name="a0")
+    model = get_peft_model(base, config, adapter_name="a0")
     for index in range(1, count):
         model.add_adapter(f"a{index}", config)
     return model.eval()
@@ -46,10 +48,11 @@ def load(folder: str) -> Any:
 
 
 @torch.inference_mode()
-def once(model: Any, ids: torch.Tensor, new: int, names: list[str] | None) -> tuple[float, float | None]:
-    """Seconds of the prefill, and of one decoded token."""
+def once(model: Any, ids: torch.Tensor, new: int, names: list[str] | None, **more: Any) -> tuple[float, float | None]:
+    """Seconds of the prefill, and of one decoded token; `more` goes to `generate`."""
     clock = Clock()
-    given = {} if names is None else {"adapter_names": names}
+    given = more if names is None else {**more, "adapter_names": names}
+    synchronise(ids.device.type)
     begin = time.perf_counter()
     model.generate(
         input_ids=ids,
@@ -72,7 +75,7 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     # one model for all mixtures, so that they differ in nothing else
     models = {0: load(request["folder"])} if 0 in counts.values() else {}
     if most:
-        models.update(dict.fromkeys(range(1, most + 1), adapted(request["folder"], most)))
+        models.update(dict.fromkeys(range(1, most + 1), adapted(load(request["folder"]), most)))
     ids = torch.tensor([row for row, _ in random_rows(request["prompt"], count=request["batch"], response=0)])
     result: dict[str, Any] = {name: {"prefill_s": [], "decode_s": []} for name in counts}
     for index in range(request["rounds"] + 1):
