@@ -6,7 +6,7 @@ Must not know: the command line, tasks.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from peft import PeftModel
@@ -16,12 +16,32 @@ from .data import encode_prompt
 from .errors import DataError
 from .models import refuse_encoder
 
-__all__ = ["GREEDY", "generate_batches", "generate_texts"]
+__all__ = [
+    "GREEDY",
+    "TextEngine",
+    "encoded_prompts",
+    "end_tokens",
+    "generate_batches",
+    "generate_texts",
+    "whole_characters",
+]
 
 # Said in full: a model's own generation configuration may ask for more than the largest logit.
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 # Arguments of `generate` to which padding on the left would count as tokens of the prompt.
 SEE_PADDING = ("max_length", "repetition_penalty", "no_repeat_ngram_size")
+# Prompts at once where nobody says how many; on an accelerator twice as many each time, until its memory is full.
+FIRST_BATCH, LARGEST_BATCH = 16, 1024
+
+
+class TextEngine(Protocol):
+    """What answers prompts in place of a model and its tokenizer."""
+
+    def batches(
+        self, prompts: Sequence[dict[str, Any] | str], *, batch_size: int | None = None, **generation: Any
+    ) -> Iterator[list[tuple[int, str]]]:
+        """As `generate_batches`."""
+        ...
 
 
 def generate_texts(
@@ -55,12 +75,13 @@ def generate_batches(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[dict[str, Any] | str],
     *,
-    batch_size: int = 8,
+    batch_size: int | None = 8,
     **generate_arguments: Any,
 ) -> Iterator[list[tuple[int, str]]]:
     """As `generate_texts`, each batch as soon as it is done: (index of the prompt, response as it was written).
 
-    A character that the end of the response cuts in two is left out.
+    A character that the end of the response cuts in two is left out.  Without `batch_size`, batches grow to what the
+    memory of an accelerator holds.
 
     Raises:
         ReftuneError: the model is an encoder, or a prompt cannot be put (`DataError`, with its number).
@@ -68,19 +89,40 @@ def generate_batches(
     refuse_encoder(model.config.name_or_path or type(model).__name__, model.config)
     model.eval()
     generator: Any = model
-    encoded = list(_encoded(prompts, tokenizer))
-    padding = tokenizer.pad_token_id
-    defaults = {**GREEDY, "pad_token_id": padding, "eos_token_id": end_tokens(model, tokenizer)}
+    encoded = list(encoded_prompts(prompts, tokenizer))
+    padding, ends = tokenizer.pad_token_id, end_tokens(getattr(model, "generation_config", None), tokenizer)
+    defaults = {**GREEDY, "pad_token_id": padding, "eos_token_id": ends}
     arguments = {**defaults, **generate_arguments}
     sees_padding = any(arguments.get(name) not in (None, GREEDY.get(name)) for name in SEE_PADDING)
-    for chosen in batches([len(ids) for ids in encoded], batch_size, equal=sees_padding):
+
+    def answer(chosen: list[int]) -> list[tuple[int, str]]:
         width = max(len(encoded[i]) for i in chosen)
         ids = torch.tensor([[padding] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen])
         with torch.inference_mode():
             made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **arguments)
         texts = [str(tokenizer.decode(row[width:], skip_special_tokens=True)) for row in made]
-        yield [(i, whole_characters(text)) for i, text in zip(chosen, texts, strict=True)]
+        return [(i, whole_characters(text)) for i, text in zip(chosen, texts, strict=True)]
+
+    # the longest first: where memory is short, it shows at once
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]), reverse=True)
+    size, grows = batch_size or FIRST_BATCH, batch_size is None and model.device.type != "cpu"
+    while order:
+        chosen = order[:size]
+        if sees_padding:
+            chosen = [i for i in chosen if len(encoded[i]) == len(encoded[chosen[0]])]
+        try:
+            answers = answer(chosen)
+        except torch.OutOfMemoryError:
+            if batch_size is not None or len(chosen) == 1:
+                raise
+            size, grows = len(chosen) // 2, False
+            torch.cuda.empty_cache()
+            continue
+        order = order[len(chosen) :]
+        if grows and len(chosen) == size:
+            size = min(2 * size, LARGEST_BATCH)
+        yield answers
 
 
 def whole_characters(text: str) -> str:
@@ -88,7 +130,8 @@ def whole_characters(text: str) -> str:
     return text.rstrip("\ufffd")
 
 
-def _encoded(prompts: Sequence[dict[str, Any] | str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+def encoded_prompts(prompts: Sequence[dict[str, Any] | str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
+    """The tokens of each prompt; `DataError`, with its number, where one cannot be put."""
     for number, prompt in enumerate(prompts, start=1):
         try:
             yield encode_prompt(prompt, tokenizer)
@@ -96,21 +139,8 @@ def _encoded(prompts: Sequence[dict[str, Any] | str], tokenizer: PreTrainedToken
             raise DataError(f"prompt {number} of {len(prompts)}: {error}") from error
 
 
-def batches(lengths: Sequence[int], batch_size: int, *, equal: bool) -> Iterator[list[int]]:
-    """Indices of prompts of similar length, the longest first; with `equal`, of the same length only."""
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True):
-        if len(batch) == batch_size or (equal and batch and lengths[batch[0]] != lengths[i]):
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
-
-
-def end_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
-    """What ends a response: the model's own tokens, and the tokenizer's, with which training ends it."""
-    config = getattr(model, "generation_config", None)
+def end_tokens(config: Any, tokenizer: PreTrainedTokenizerBase) -> list[int] | None:
+    """What ends a response: the tokens of a model's `generation_config`, and the tokenizer's, as training does."""
     own = getattr(config, "eos_token_id", None)
     found = own if isinstance(own, (list, tuple)) else [own]
     return sorted({int(token) for token in [*found, tokenizer.eos_token_id] if isinstance(token, int)}) or None

@@ -64,6 +64,7 @@ def compare(
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files; else REFTUNE_DATA, else the Hub.")
     ] = None,
+    engine: Annotated[str, typer.Option(help="What answers when they are scored: auto, vllm, transformers.")] = "auto",
     output: Annotated[Path, typer.Option(help="Folder for runs, results and report.")] = Path("comparison"),
     report_only: Annotated[bool, typer.Option("--report-only", help="Of the runs that are done.")] = False,
     as_json: JsonFlag = False,
@@ -109,7 +110,7 @@ def compare(
             write_json(output / "results.json", found)
         else:
             folder = None if data_dir is None else str(data_dir)
-            found = do_compare(study, output, data_dir=folder, command=line, say=Lines(progress, output))
+            found = do_compare(study, output, data_dir=folder, engine=engine, command=line, say=Lines(progress, output))
     pages = write_report(found, output)
     failed = [run for run in found["runs"] if run.get("error")]
     if as_json:

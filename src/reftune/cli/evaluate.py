@@ -74,7 +74,10 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(min=1, help="So many rows of each task, drawn once for all.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for answers and scores.  [ADAPTER-eval]")] = None,
     base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 16,
+    engine: Annotated[str, typer.Option(help="What answers: auto, vllm, transformers.")] = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Prompts at once, on transformers.  [what memory holds]")
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="In place of the tasks' own.")] = None,
     dtype: Annotated[str, typer.Option(help="Of the base model: auto, float32, bfloat16, float16.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
@@ -83,7 +86,7 @@ def evaluate(
     from ..adapter_files import is_adapter
     from ..comparison.classify import classify_rows
     from ..evaluation.runner import evaluate_rows
-    from ..models import check_model, fingerprint, load_adapter, load_base, refuse_encoder
+    from ..models import check_model, fingerprint, refuse_encoder
 
     chosen = tasks_of(tasks, split=split, score=score, answer=answer)
     results, progress = consoles(as_json)
@@ -102,21 +105,21 @@ def evaluate(
     if not is_adapter(adapter):
         refuse_encoder(adapter, check_model(adapter))
     labels = head_of(adapter, chosen)
-    if is_adapter(adapter):
-        model, tokenizer = load_adapter(adapter, base=base, dtype=dtype, labels=labels)
-    else:
-        model, tokenizer = load_base(adapter, dtype=dtype)
+    arguments = [{**task.generation, **generation} for task in chosen]
+    model, tokenizer, note = loaded(adapter, base, dtype, labels, engine=engine, generation=arguments)
+    if note is not None:
+        say(progress, note)
     earlier = clear(folder) if overwrite else summary_of(folder)
     write_json(folder / "settings.json", settings)
     found: list[TaskResult] = []
     for task in chosen:
-        how: dict[str, Any] = {"batch_size": batch_size, "file": folder / f"{task.name}.jsonl"}
+        how: dict[str, Any] = {"file": folder / f"{task.name}.jsonl"}
         with bar(progress, task.title, len(rows[task.name])) as done:
             if labels is None:
-                how |= {"progress": done, **generation}
+                how |= {"progress": done, "batch_size": batch_size, **generation}
                 result = evaluate_rows(model, tokenizer, task, rows[task.name], **how)
             else:
-                result = classify_rows(model, tokenizer, task, rows[task.name], **how)
+                result = classify_rows(model, tokenizer, task, rows[task.name], batch_size=batch_size or 16, **how)
         found.append(result)
         if task.metric is None:
             write_alpaca_eval(result.examples, folder / f"{task.name}.json", generator=name_of(adapter))
@@ -140,6 +143,35 @@ def evaluate(
 
 
 evaluate.__doc__ = EXAMPLE
+
+
+def loaded(
+    adapter: str,
+    base: str | None,
+    dtype: str,
+    labels: int | None,
+    *,
+    engine: str,
+    generation: Sequence[dict[str, Any]],
+) -> tuple[Any, Any, str | None]:
+    """What answers, its tokenizer, and why that is not vLLM, where vLLM is there and cannot."""
+    from ..adapter_files import adapter_config, is_adapter
+    from ..evaluation.engines import choose_engine, vllm_engine
+    from ..models import load_adapter, load_base
+
+    has_adapter = is_adapter(adapter)
+    name = (base or adapter_config(adapter).base_model_name_or_path) if has_adapter else adapter
+    note = None
+    if labels is None and name:
+        chosen, note = choose_engine(engine, name, adapter if has_adapter else None, generation)
+        if chosen == "vllm":
+            found = vllm_engine(name, adapter if has_adapter else None, dtype=dtype)
+            return found, found.tokenizer, note
+    elif engine == "vllm":
+        raise ReftuneError(f"{adapter!r} is a classifier, which vLLM does not run here; use --engine transformers")
+    if has_adapter:
+        return *load_adapter(adapter, base=base, dtype=dtype, labels=labels), note
+    return *load_base(adapter, dtype=dtype), note
 
 
 def tell(console: Console, tasks: Sequence[Task]) -> None:

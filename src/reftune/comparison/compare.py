@@ -16,6 +16,7 @@ from typing import Any
 
 from ..errors import DataError
 from ..evaluation.data import DATA_VARIABLE
+from ..evaluation.engines import check_engine
 from ..evaluation.tasks.base import Task
 from ..files import key_of, read_json, write_json
 from ..models import check_model, fingerprint, refuse_encoder
@@ -35,6 +36,7 @@ def compare(
     output: Path,
     *,
     data_dir: str | None = None,
+    engine: str = "auto",
     command: str = "",
     say: Say | None = None,
     keep_going: bool = True,
@@ -50,6 +52,7 @@ def compare(
         ReftuneError: there is no such model, a data file is missing, or a run that is kept was done on other rows.
     """
     runs = runs_of(config)
+    check_engine(engine)
     check_before(runs, output, data_dir)
 
     def tell(run: Run, index: int, what: str) -> None:
@@ -62,7 +65,7 @@ def compare(
             tell(run, index, "kept")
             continue
         tell(run, index, "start")
-        worked = in_process(run, folder, data_dir)
+        worked = in_process(run, folder, data_dir, engine)
         # after every run, so that what is there can be looked at
         write_json(output / "results.json", results_of(config, output, command=command))
         tell(run, index, "done" if worked else "failed")
@@ -104,12 +107,12 @@ def check_before(runs: Sequence[Run], output: Path, data_dir: str | None) -> Non
             raise found
 
 
-def in_process(run: Run, folder: Path, data_dir: str | None) -> bool:
+def in_process(run: Run, folder: Path, data_dir: str | None, engine: str) -> bool:
     """Whether it came to its end; what it said is in `log.txt`."""
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder / "settings.json"
     write_json(settings, run.settings)
-    command = [sys.executable, "-m", "reftune.comparison.worker", str(settings), str(folder), WITH_PARENT]
+    command = [sys.executable, "-m", "reftune.comparison.worker", str(settings), str(folder), engine, WITH_PARENT]
     data = {} if data_dir is None else {DATA_VARIABLE: data_dir}
     with (
         (folder / "log.txt").open("w", encoding="utf-8") as log,

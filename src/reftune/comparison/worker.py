@@ -1,6 +1,6 @@
 """One run of a comparison, in a process of its own, so that its memory can be measured and its end ends nothing else.
 
-    python -m reftune.comparison.worker SETTINGS.json FOLDER
+    python -m reftune.comparison.worker SETTINGS.json FOLDER [ENGINE]
 
 Settings are those of `study.Run`; `REFTUNE_DATA` names the data folder.  What the folder gets: `adapter/` (or
 `trained.safetensors` where the method is no adapter), `fit.json` once it is trained, a JSON line per scored row in
@@ -22,6 +22,8 @@ from typing import Any
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
+from ..adapter_files import is_adapter
+from ..evaluation.engines import choose_engine, vllm_engine
 from ..evaluation.own import task_of
 from ..evaluation.runner import evaluate_rows
 from ..files import read_json, write_json
@@ -34,19 +36,26 @@ from .trained import load_trained, save_trained, size_of
 
 __all__ = ["WITH_PARENT", "run", "run_text"]
 
+logger = logging.getLogger("reftune")
+
 WITH_PARENT = "--with-parent"
 """Last argument of this module: the process ends when the one that started it does."""
 
 
-def run(settings: dict[str, Any], folder: Path, *, data_dir: str | None = None) -> dict[str, Any]:
-    """Train and score as the settings say; the run's part of `results.json`, which is also in `result.json`."""
+def run(
+    settings: dict[str, Any], folder: Path, *, data_dir: str | None = None, engine: str = "transformers"
+) -> dict[str, Any]:
+    """Train and score as the settings say; the run's part of `results.json`, which is also in `result.json`.
+
+    `engine` is what answers when it is scored, see `evaluation.engines`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rows = rows_of_run(settings, data_dir)
     # what it depends on beside its settings, kept with what it finds
     made_from = {"rows": rows.key, "model_files": fingerprint(settings["model"])}
     refuse_others(folder, made_from)
     if settings["kind"] == "text":
-        found = run_text(settings, folder, rows, made_from)
+        found = run_text(settings, folder, rows, made_from, engine)
     else:
         found = run_classes(settings, folder, rows)
     result = {**found, **made_from}
@@ -54,7 +63,9 @@ def run(settings: dict[str, Any], folder: Path, *, data_dir: str | None = None) 
     return result
 
 
-def run_text(settings: dict[str, Any], folder: Path, rows: RunRows, made_from: dict[str, Any]) -> dict[str, Any]:
+def run_text(
+    settings: dict[str, Any], folder: Path, rows: RunRows, made_from: dict[str, Any], engine: str = "transformers"
+) -> dict[str, Any]:
     """A causal model that answers in words; `made_from` is kept with what was trained."""
     tasks = [task_of(entry) for entry in settings["tasks"]]
     method = METHODS[settings["method"]]
@@ -74,9 +85,20 @@ def run_text(settings: dict[str, Any], folder: Path, rows: RunRows, made_from: d
     # before the scoring, which may freeze or cast
     size = size_of(model, folder)
     scores = {}
+    answering: Any = model
+    if is_adapter(folder / "adapter") or not method.trains:
+        adapter = str(folder / "adapter") if method.trains else None
+        arguments = [{**task.generation, **settings["generation"]} for task in tasks]
+        chosen, note = choose_engine(engine, settings["model"], adapter, arguments)
+        if note is not None:
+            logger.info("%s", note)
+        if chosen == "vllm":
+            # its memory is vLLM's now
+            model = base = None
+            answering = vllm_engine(settings["model"], adapter, dtype=settings["dtype"])
     for task in tasks:
         found = evaluate_rows(
-            model,
+            answering,
             tokenizer,
             task,
             rows.test[task.name],
@@ -95,7 +117,8 @@ def main() -> None:
     transformers_logging.disable_progress_bar()
     if WITH_PARENT in sys.argv:
         threading.Thread(target=end_with_parent, daemon=True).start()
-    run(read_json(Path(sys.argv[1])), Path(sys.argv[2]))
+    given = [argument for argument in sys.argv[3:] if argument != WITH_PARENT]
+    run(read_json(Path(sys.argv[1])), Path(sys.argv[2]), engine=given[0] if given else "transformers")
 
 
 def end_with_parent() -> None:

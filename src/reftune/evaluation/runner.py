@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 from peft import PeftModel
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..files import append_line, read_lines, write_lines
-from ..generation import generate_batches
+from ..generation import TextEngine, generate_batches
 from .scores import bootstrap
 from .tasks.base import Given, Row, Task
 
@@ -49,12 +50,12 @@ class TaskResult:
 
 
 def evaluate_rows(
-    model: PeftModel | PreTrainedModel,
+    model: PeftModel | PreTrainedModel | TextEngine,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
     rows: Sequence[Row],
     *,
-    batch_size: int = 16,
+    batch_size: int | None = None,
     file: Path | None = None,
     progress: Callable[[int], None] | None = None,
     **generation: Any,
@@ -63,7 +64,8 @@ def evaluate_rows(
 
     With `file` every example is written there as a JSON line as soon as it is done, and rows that the file has already,
     with the same prompt, are not done again; others that it has stay.  Arguments in `generation` go before the task's
-    own.
+    own.  Without `batch_size`, batches grow to what the memory of an accelerator holds; an engine in place of a model
+    has its own ways.
     """
     start = time.perf_counter()
     prompts = [dict(task.prompt(row)) for row in rows]
@@ -72,7 +74,12 @@ def evaluate_rows(
     if progress is not None:
         progress(len(done))
     arguments = {**task.generation, **generation}
-    for batch in generate_batches(model, tokenizer, [prompts[i] for i in left], batch_size=batch_size, **arguments):
+    asked: Sequence[Any] = [prompts[i] for i in left]
+    if isinstance(model, nn.Module):
+        batches = generate_batches(model, tokenizer, asked, batch_size=batch_size, **arguments)
+    else:
+        batches = model.batches(asked, batch_size=batch_size, **arguments)
+    for batch in batches:
         for index, output in batch:
             row = rows[left[index]]
             example = _example(task, row, prompts[left[index]], output)

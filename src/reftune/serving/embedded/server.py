@@ -103,7 +103,7 @@ def build(settings: ServeSettings) -> Service:
     found = [read_module(settings, module) for module in settings.modules]
     dtype = settings.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model, tokenizer = load_base(settings.model, dtype=dtype)
-    ends = frozenset(end_tokens(model, tokenizer) or ())
+    ends = frozenset(end_tokens(getattr(model, "generation_config", None), tokenizer) or ())
     metrics = Metrics()
     engine = Engine(
         load_to(model, settings.device),

@@ -26,7 +26,7 @@ from . import problem
 from .adapters import Reader
 from .options import KEY, check_content_name, options_of, refusal_of
 
-__all__ = ["serve_vllm"]
+__all__ = ["allow_plugin", "serve_vllm"]
 
 GROUPS = (
     "vllm.general_plugins",
@@ -45,7 +45,7 @@ def serve_vllm(arguments: Sequence[str]) -> None:
         ReftuneError: an adapter on the command line that cannot be read as one, or no page can be shown.
         SystemExit: arguments that vLLM refuses.
     """
-    _allow_plugin()
+    allow_plugin()
     # vLLM reads its environment when it is imported
     from vllm.entrypoints.cli.serve import ServeSubcommand  # noqa: PLC0415
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args  # noqa: PLC0415
@@ -190,7 +190,7 @@ def allow_page(args: argparse.Namespace) -> None:
     args.api_server_count = 1
 
 
-def _allow_plugin() -> None:
+def allow_plugin() -> None:
     """vLLM loads routes of plug-ins only if they are named, and then no others: so all are."""
     given = os.environ.get("VLLM_PLUGINS")
     names = given.split(",") if given else [entry.name for group in GROUPS[:-1] for entry in entry_points(group=group)]
