@@ -93,7 +93,8 @@ EXACT_FALLBACKS: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         {},
         "it would not pay (",
     ),
-    "a state space model": (mamba, {}, "the cache of MambaForCausalLM is not one of keys and values a block"),
+    # it takes the cache or does not, by the version of transformers
+    "a state space model": (mamba, {}, "of keys and values"),
     "Jamba": (lambda: hybrid("jamba"), {}, "JambaForCausalLM takes no plain cache of keys and values"),
     "Qwen3-Next": (lambda: hybrid("qwen3_next"), {}, "Qwen3NextForCausalLM takes no plain cache of keys and values"),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import os
 import signal
 import socket
@@ -280,6 +281,20 @@ def test_a_client_that_leaves_frees_its_row(serve: Serve, stream: bool) -> None:
         # far from the 1500 that were asked for
         assert running.brake.arrived - before < 100
         assert post(running).status_code == 200
+
+
+@pytest.mark.slow
+def test_an_idle_connection_outlives_that_of_clients(running: Running) -> None:
+    """They keep theirs for 5 seconds; one that the server closed then lost a request now and again."""
+    connection = http.client.HTTPConnection(running.url.removeprefix("http://"), timeout=PATIENCE)
+    connection.request("GET", "/health")
+    connection.getresponse().read()
+    first = connection.sock
+    time.sleep(5.5)
+    connection.request("GET", "/health")
+    assert connection.getresponse().status == 200
+    assert connection.sock is first
+    connection.close()
 
 
 def test_a_client_that_leaves_the_queue(serve: Serve) -> None:

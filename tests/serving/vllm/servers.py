@@ -1,4 +1,4 @@
-"""`reftune serve` on vLLM as a process of its own, for tests.
+"""`reftune serve`, on vLLM or on transformers, as a process of its own, for tests.
 
 Must not know: what is asked of it.
 """
@@ -36,13 +36,14 @@ def loading_from(folder: Path) -> tuple[str, ...]:
 
 
 @contextmanager
-def served(world: World, names: Sequence[str], log: Path, *more: str) -> Iterator[str]:
+def served(world: World, names: Sequence[str], log: Path, *more: str, backend: str = "vllm") -> Iterator[str]:
     """The address of a server, which is stopped in the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "reftune", "serve", world.base, "--served-model-name", BASE, "--port", str(port)]
-    command += ["--dtype", "float32", "--max-model-len", "256", "--enforce-eager", "--block-size", "32"]
+    command += ["--backend", backend, "--dtype", "float32", "--max-model-len", "256"]
+    command += ["--enforce-eager", "--block-size", "32"] if backend == "vllm" else []
     command += ["--max-num-seqs", "8", *more, "--reft-modules", *(f"{name}={world.path(name)}" for name in names)]
     url = f"http://127.0.0.1:{port}"
     with log.open("w") as out:

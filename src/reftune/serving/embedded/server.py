@@ -33,6 +33,9 @@ from .settings import ServeSettings
 __all__ = ["EmbeddedServer", "build", "run"]
 
 logger = logging.getLogger("reftune.serving")
+# Seconds that an idle connection stays.  Clients keep theirs for 5 (httpx, openai) and proxies for 60: if the server is
+# no later than they are, it can close one while a request is on its way, which is then lost.
+KEEP_ALIVE = 65
 
 
 class EmbeddedServer(uvicorn.Server):
@@ -56,6 +59,7 @@ class EmbeddedServer(uvicorn.Server):
                 host=settings.host,
                 port=settings.port,
                 log_level=settings.log_level,
+                timeout_keep_alive=KEEP_ALIVE,
                 # all is answered by then; what is left are clients that do not read it
                 timeout_graceful_shutdown=int(PATIENCE),
                 # the page's events are handled by tasks that begin with it
