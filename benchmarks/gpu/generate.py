@@ -153,7 +153,8 @@ def main(given: list[str] | None = None) -> None:
         part.free()
         try:
             # a compilation of 16 blocks is enough to know
-            measure_shape(part, name, sizes[name], compiles=name != "8B")
+            shape = {**sizes[name], "num_hidden_layers": 2} if part.tiny else sizes[name]
+            measure_shape(part, name, shape, compiles=name != "8B")
         except (RuntimeError, ValueError, ImportError) as error:
             part.add(f"{name}: the models", {"error": f"{type(error).__name__}: {error}"})
     part.finish()

@@ -82,7 +82,7 @@ def test_a_4bit_base(tmp_path: Path) -> None:
 
 def test_compiled() -> None:
     torch.compiler.reset()
-    model = adapted().to(GPU_TESTS)
+    model = adapted(tiny_model("llama", layers=2)).to(GPU_TESTS)
     eager = loss_and_gradients(model, batch(GPU_TESTS))
     backend = "aot_eager" if GPU_TESTS == "cpu" else "inductor"
     call = torch.compile(model, backend=backend, fullgraph=True)
