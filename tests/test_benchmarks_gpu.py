@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.gpu import PARTS, edit, report
+from benchmarks.gpu import PARTS, checks, edit, report
 from benchmarks.gpu.common import Part, in_processes
 from benchmarks.gpu.shapes import SHAPES, step_flops
 from benchmarks.wanted import write_latest
@@ -98,6 +98,16 @@ def test_flops_of_a_step_are_those_of_its_weights_twice() -> None:
     assert blocks == pytest.approx(2 * 2 * 6.98e9 * 16 * 512, rel=0.03)
     logits = step_flops(shape, batch=16, length=512, labelled=32) - blocks
     assert logits == pytest.approx(2 * 2 * 16 * 32 * 4096 * 128256)
+
+
+def test_tests_that_were_ended_tell_of_those_that_were_done() -> None:
+    said = (
+        "collected 3 items\n\ntests/tuner/test_gpu.py::test_a[autocast float16] PASSED [ 33%]\n"
+        "tests/tuner/test_gpu.py::test_b FAILED [ 66%]\ntests/tuner/test_gpu.py::test_c "
+    )
+    found = checks.results_in(said)
+    assert found["test_a[autocast float16]"] == {"passed": True}
+    assert list(found) == ["test_a[autocast float16]", "test_b"] and "error" in found["test_b"]
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

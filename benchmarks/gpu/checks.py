@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -28,7 +29,7 @@ def main(given: list[str] | None = None) -> None:
         return part.finish()
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "tests.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", TESTS]
+        command = [sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", "-m", "gpu", TESTS]
         environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
         environment["REFTUNE_GPU_TESTS"] = "cuda" if part.cuda else part.device
         try:
@@ -43,13 +44,27 @@ def main(given: list[str] | None = None) -> None:
             )
             said = done.stdout
         except subprocess.TimeoutExpired as error:
-            said = f"not done after {error.timeout:.0f} s\n" + (error.stdout or b"").decode(errors="replace")
+            said = error.stdout.decode(errors="replace") if isinstance(error.stdout, bytes) else str(error.stdout or "")
         if file.is_file():
             for case in ElementTree.parse(file).iter("testcase"):
                 part.add(case.get("name", "?"), result_of(case))
         else:
-            part.add("tests", {"error": said[-LONGEST:]})
+            # it was ended before its report: its lines tell of the tests that were done
+            for name, found in results_in(said).items():
+                part.add(name, found)
+            part.add("the others", {"error": f"the tests ended without a report: {said[-LONGEST:]}"})
     part.finish()
+
+
+def results_in(said: str) -> dict[str, dict[str, Any]]:
+    """Of the lines that pytest writes with -v."""
+    kinds: dict[str, dict[str, Any]] = {
+        "PASSED": {"passed": True},
+        "FAILED": {"error": "failed; its reason was not written yet"},
+        "SKIPPED": {"skipped": "skipped"},
+    }
+    found = re.findall(r"::(\S.*?) (PASSED|FAILED|SKIPPED)", said)
+    return {name: kinds[kind] for name, kind in found}
 
 
 def result_of(case: Any) -> dict[str, Any]:

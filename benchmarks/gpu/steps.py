@@ -242,7 +242,10 @@ class Profiler:
         on_device = [
             event
             for event in events
-            if took(event) > 0 and (not self.part.cuda or "CUDA" in str(event.device_type).upper())
+            if took(event) > 0
+            and (not self.part.cuda or "CUDA" in str(event.device_type).upper())
+            # the optimiser marks its step on the device, over the kernels that are in it
+            and not getattr(event, "is_user_annotation", False)
         ]
         total = sum(map(took, on_device)) / 1e6
         top = sorted(on_device, key=took, reverse=True)[:TOP_KERNELS]
