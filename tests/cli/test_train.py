@@ -12,6 +12,7 @@ import yaml
 from reftune import training
 from reftune.cli import progress
 from tests.cli.conftest import Command, assert_user_error
+from tests.evaluation.own.files import KINDS, jsonl, messages
 from tests.training.text_models import PAIRS, write_jsonl
 
 KEYS = {
@@ -45,7 +46,9 @@ def test_from_yaml(reftune: Command, base: Path, data: Path, tmp_path: Path) -> 
     outcome = reftune("train", config, "--json")
     assert outcome.code == 0, outcome.err
     found = outcome.json
+    # the same file to train on and to score: there is no score to tell
     assert set(found) == KEYS | {"eval_loss"}
+    assert "only the loss" in outcome.err and "both what to train on and what to score" in outcome.err
     assert found["adapter_path"] == str(tmp_path / "out")
     assert found["adapter_bytes"] == (tmp_path / "out" / "adapter_model.safetensors").stat().st_size
     assert found["steps"] == 2
@@ -69,6 +72,56 @@ def test_flags_alone_and_flags_over_yaml(reftune: Command, base: Path, data: Pat
     assert outcome.json["adapter_path"] == str(tmp_path / "two")
     saved = json.loads((tmp_path / "two" / "adapter_config.json").read_text())
     assert (saved["r"], saved["positions"]) == (4, "l1")
+
+
+def test_eval_data_is_scored_beside_the_base_model(reftune: Command, base: Path, tmp_path: Path) -> None:
+    train, test = jsonl(tmp_path / "train.jsonl", messages(24)), jsonl(tmp_path / "test.jsonl", messages(12, first=60))
+    where = ("train", "--model", base, "--data", train, "--eval-data", test, "--epochs", 2)
+    outcome = reftune(*where, "--output", tmp_path / "a", "--best", "--json")
+    assert outcome.code == 0, outcome.err
+    found = outcome.json
+    assert "3 different answers in 36 rows" in outcome.err
+    for name in ("adapter", "base"):
+        assert found["scores"][name]["n"] == 12
+        lines = [json.loads(line) for line in (tmp_path / f"a/eval/{name}.jsonl").read_text().splitlines()]
+        assert len(lines) == 12 and [line["reference"] for line in lines][:3] == list(KINDS)
+    assert found["best_epoch"] in (1, 2) and found["paired"]["rows"] == 12
+    assert [set(sample) for sample in found["samples"]] == [{"prompt", "wanted", "base", "adapter"}] * 5
+    assert json.loads((tmp_path / "a/eval/scores.json").read_text())["scores"] == found["scores"]
+    # the same as that of `eval`, which computes in float32 too
+    scored = reftune("eval", tmp_path / "a", "--tasks", test, "--output", tmp_path / "e", "--json").json["scores"][
+        "test"
+    ]
+    assert scored["score"] == found["scores"]["adapter"]["score"]
+    shown = reftune(*where, "--output", tmp_path / "b", "--eval-rows", 4)
+    assert shown.code == 0, shown.err
+    for words in ("base model", "most frequent label", "McNemar", "wanted", "4 of the rows", "eval loss"):
+        assert words in shown.out, words
+    assert "kept for its loss" not in shown.out
+    none = reftune(*where, "--output", tmp_path / "c", "--eval-rows", 0, "--json")
+    assert set(none.json) == KEYS | {"eval_loss"} and not (tmp_path / "c/eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--best",), "best=True keeps the epoch with the lowest loss on eval_data; name eval_data too"),
+        (("--eval-data", "nowhere.jsonl"), "nowhere.jsonl: no such file"),
+    ],
+)
+def test_eval_data_that_is_not_there(
+    reftune: Command, base: Path, data: Path, tmp_path: Path, more: tuple[str, ...], words: str
+) -> None:
+    assert_user_error(reftune("train", "--model", base, "--data", data, "--output", tmp_path / "a", *more), words)
+
+
+def test_eval_data_without_a_score_still_has_a_loss(reftune: Command, base: Path, data: Path, tmp_path: Path) -> None:
+    same = jsonl(tmp_path / "same.jsonl", [{"prompt": f"w{i}", "completion": "w1"} for i in range(3)])
+    train = jsonl(tmp_path / "train.jsonl", [{"prompt": f"w{i}", "completion": "w1"} for i in range(9, 14)])
+    given = ("train", "--model", base, "--data", train, "--eval-data", same, "--epochs", 1, "--json")
+    outcome = reftune(*given, "--output", tmp_path / "a")
+    assert set(outcome.json) == KEYS | {"eval_loss"}
+    assert "only the loss" in outcome.err and "all 8 answers are 'w1'" in outcome.err
 
 
 def test_existing_output(reftune: Command, base: Path, data: Path, tmp_path: Path) -> None:

@@ -160,6 +160,21 @@ def test_who_may_read_the_configuration_may_read_the_weights(base: Path, tmp_pat
     assert len(modes) == 1
 
 
+def test_the_best_epoch_is_kept_where_it_is_asked_for(base: Path, tmp_path: Path) -> None:
+    # words that no row to train on has: every epoch is worse than the one before
+    others = [{**row, "completion": " ".join(["w58 w59"] * 8)} for row in PAIRS[:4]]
+    training = {"learning_rate": 0.05, "num_train_epochs": 6, "lr_scheduler_type": "constant"}
+    found = {}
+    for best in (True, False):
+        folder = tmp_path / str(best)
+        found[best] = train_run(run_of(base, folder, eval_data=others, training=training, best=best))
+    assert found[True].best_epoch is not None and found[False].best_epoch is None
+    kept, last = found[True].eval_loss, found[False].eval_loss
+    assert kept is not None and last is not None and kept < last
+    with pytest.raises(ReftuneError, match="save_strategy='no'"):
+        run_of(base, tmp_path, eval_data=list(PAIRS), best=True, training={"save_strategy": "no"})
+
+
 def test_eval_data(base: Path, tmp_path: Path) -> None:
     held_out = write_jsonl(tmp_path / "eval.jsonl", PAIRS[:2])
     result = train_run(run_of(base, tmp_path, eval_data=str(held_out)))

@@ -27,7 +27,7 @@ from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 if TYPE_CHECKING:
     from ..evaluation.runner import TaskResult
 
-__all__ = ["ANSWER_HELP", "SCORE_HELP", "SPLIT_HELP", "evaluate", "print_details", "tell"]
+__all__ = ["ANSWER_HELP", "SCORE_HELP", "SPLIT_HELP", "evaluate", "interval_of", "print_details", "tell"]
 
 SPLIT_HELP = "Of a file: the part of its rows to score, by the hash of their prompts."
 SCORE_HELP = f"Of a file: {', '.join(FORMS)}; else as fits its answers."
@@ -311,6 +311,12 @@ def print_details(console: Console, found: Sequence[TaskResult]) -> None:
         console.print(table)
 
 
+def interval_of(result: TaskResult) -> str:
+    """Of 95 %, in points."""
+    low, high = result.low, result.high
+    return "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+
+
 def shown(name: str) -> str:
     return {"macro_f1": "macro F1", "exact": "exact answers"}.get(name, name)
 
@@ -320,8 +326,7 @@ def print_scores(console: Console, tasks: list[Task], found: list[TaskResult]) -
     table = Table("task", "rows", "score", "95 % interval", "no answer", "guessing", "metric", box=None)
     for task, result in zip(tasks, found, strict=True):
         score = "–" if result.score is None else f"{100 * result.score:.1f}"
-        low, high = result.low, result.high
-        interval = "–" if low is None or high is None else f"{100 * low:.1f} to {100 * high:.1f}"
+        interval = interval_of(result)
         chance = "–" if task.chance is None else f"{100 * task.chance:.1f}"
         table.add_row(task.title, f"{result.n:,}", score, interval, f"{result.unreadable:,}", chance, result.metric)
     scored = [result.score for result in found if result.score is not None]

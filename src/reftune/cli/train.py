@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ReftuneError
+from .beside import print_beside, score_beside, scored_task
 from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
 
 if TYPE_CHECKING:
@@ -28,12 +29,15 @@ Examples:
 
     reftune train --model smollm2 --data train.jsonl --output my-adapter
 
+    reftune train --model smollm2 --data train.csv --eval-data test.csv --best
+    --output my-adapter
+
     reftune train run.yaml --rank 8 --lr 2e-3 --output another-adapter
 
 The file has the keys model, data, output, eval_data, max_length, seed,
-dtype, reuse, reuse_limit_gb, packing, reft (fields of ReftConfig) and
+dtype, reuse, reuse_limit_gb, packing, best, reft (fields of ReftConfig) and
 training (fields of transformers' TrainingArguments). Flags win over the
-file.
+file. With evaluation data the adapter is scored beside the base model.
 """
 
 
@@ -42,7 +46,9 @@ def train(
     model: Annotated[str | None, typer.Option(help="Folder or Hub name of the base model, or smollm2.")] = None,
     data: Annotated[str | None, typer.Option(help="JSON, JSONL, CSV or Parquet (plain or .gz), or a Hub name.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the adapter.")] = None,
-    eval_data: Annotated[str | None, typer.Option(help="Records to evaluate the loss on.")] = None,
+    eval_data: Annotated[str | None, typer.Option(help="Records to score adapter and base model on.")] = None,
+    eval_rows: Annotated[int, typer.Option(min=0, help="So many of them are answered at the end; 0: none.")] = 200,
+    best: Annotated[bool | None, typer.Option("--best", help="Keep the epoch with the lowest loss on them.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank r of the edit.")] = None,
     layers: Annotated[str | None, typer.Option(help="all, '3;9;18;24', -1, 0.5 …")] = None,
     positions: Annotated[str | None, typer.Option(help="f7+l7, l1, prompt, all …")] = None,
@@ -60,7 +66,7 @@ def train(
 ) -> None:
     values = read_yaml(config) if config is not None else {}
     top = {"model": model, "data": data, "eval_data": eval_data, "max_length": max_length, "seed": seed}
-    top |= {"packing": packing, "reuse": reuse}
+    top |= {"packing": packing, "reuse": reuse, "best": best}
     top["output"] = None if output is None else str(output)
     values.update({key: value for key, value in top.items() if value is not None})
     missing = [name for name in ("model", "data", "output") if values.get(name) is None]
@@ -83,19 +89,23 @@ def train(
     run = RunConfig.from_mapping(values)
     results, progress = consoles(as_json)
     quiet_libraries()
+    task = scored_task(progress, run) if eval_rows and run.eval_data is not None else None
     with TrainingProgress(progress) as callback:
         result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[callback], on_fill=callback.on_fill)
     end_processes()
+    beside = None if task is None else score_beside(progress, result, task, rows=eval_rows, run=run)
     if not math.isfinite(result.final_loss):
         say(progress, "the loss is not a number: training diverged; try a lower learning rate", style="red")
     if as_json:
-        emit(result_dict(result))
+        emit({**result_dict(result), **({} if beside is None else beside.values())})
         return
     table = Table(show_header=False, box=None)
     for key, value in result_dict(result).items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
         table.add_row(key.replace("_", " "), Text(shown))
     results.print(table)
+    if beside is not None:
+        print_beside(results, beside, result, task)
     results.print()
     say(results, f"Try it:  {command()} chat {shlex.quote(str(result.adapter_path))}")
 
@@ -116,6 +126,8 @@ def result_dict(result: RunResult) -> dict[str, Any]:
     }
     if result.eval_loss is not None:
         found["eval_loss"] = round(result.eval_loss, 6)
+    if result.best_epoch is not None:
+        found["best_epoch"] = round(result.best_epoch, 3)
     return found
 
 

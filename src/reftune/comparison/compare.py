@@ -21,9 +21,11 @@ from ..evaluation.tasks.base import Task
 from ..files import key_of, read_json, write_json
 from ..models import check_model, fingerprint, refuse_encoder
 from ..reporting.machine import hardware, versions
+from .answers import paired_of, samples_of
 from .methods import METHODS
 from .rows import ROW_SETTINGS, refuse_others, rows_of_run
 from .study import Run, StudyConfig, runs_of
+from .trained import ADAPTER, TRAINED
 from .worker import WITH_PARENT
 
 __all__ = ["compare", "results_of"]
@@ -67,7 +69,7 @@ def compare(
         tell(run, index, "start")
         worked = in_process(run, folder, data_dir, engine)
         # after every run, so that what is there can be looked at
-        write_json(output / "results.json", results_of(config, output, command=command))
+        write_json(output / "results.json", results_of(config, output, command=command, answers=False))
         tell(run, index, "done" if worked else "failed")
         if not worked and not keep_going:
             break
@@ -125,9 +127,12 @@ def in_process(run: Run, folder: Path, data_dir: str | None, engine: str) -> boo
     return code == 0 and (folder / "result.json").is_file()
 
 
-def results_of(config: StudyConfig, output: Path, *, command: str = "") -> dict[str, Any]:
-    """`results.json`: the comparison, what it ran on, and what each run found, or why it did not."""
-    runs = runs_of(config)
+def results_of(config: StudyConfig, output: Path, *, command: str = "", answers: bool = True) -> dict[str, Any]:
+    """`results.json`: the comparison, what it ran on, and what each run found, or why it did not.
+
+    With `answers` also what the answers to single rows tell: samples, and each method beside the best.
+    """
+    runs, tasks = runs_of(config), config.parsed_tasks()
     found = [entry_of(run, output / "runs" / run.key) for run in runs]
     budget = {"kind": "epochs", "value": config.epochs}
     if config.seconds is not None:
@@ -142,7 +147,8 @@ def results_of(config: StudyConfig, output: Path, *, command: str = "") -> dict[
         "kind": config.kind,
         "budget": budget,
         "held_out": config.held_out,
-        "tasks": {task.name: _task_entry(task, found) for task in config.parsed_tasks()},
+        "tasks": {task.name: _task_entry(task, found) for task in tasks},
+        **({"samples": samples_of(tasks, found, output), "paired": paired_of(tasks, found, output)} if answers else {}),
         "tried": config.tried,
         "config": asdict(config),
         "runs": found,
@@ -162,7 +168,8 @@ def entry_of(run: Run, folder: Path) -> dict[str, Any]:
     }
     file = folder / "result.json"
     if file.is_file():
-        return {**entry, **read_json(file)}
+        trained = [f"runs/{run.key}/{name}" for name in (ADAPTER, TRAINED) if (folder / name).exists()]
+        return {**entry, **({"trained": trained[0]} if trained else {}), **read_json(file)}
     return {**entry, "scores": {}, "error": why(folder / "log.txt")}
 
 

@@ -15,7 +15,7 @@ from ..files import whole
 from ..models import save_adapter
 from .methods import trained_state
 
-__all__ = ["ADAPTER", "load_trained", "save_trained", "size_of"]
+__all__ = ["ADAPTER", "TRAINED", "load_trained", "save_trained", "size_of"]
 
 ADAPTER = "adapter"
 TRAINED = "trained.safetensors"

@@ -81,6 +81,8 @@ class RunConfig:
     """Lay the rows of a batch end to end, without padding."""
     lr_groups: dict[str, Any] = field(default_factory=dict)
     """Tensors of the interventions, or modules beside them, and what multiplies their learning rate: {b: 10}."""
+    best: bool = False
+    """Keep the epoch with the lowest loss on `eval_data`, and not the last."""
     reft: dict[str, Any] = field(default_factory=dict)
     """Fields of `ReftConfig`."""
     training: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +99,7 @@ class RunConfig:
         if self.max_length is not None and (not isinstance(self.max_length, int) or self.max_length < 2):
             raise ReftuneError(f"max_length={self.max_length!r} is not valid; use a number of tokens, or null for any")
         self._check_speed()
+        self._check_best()
         refuse_unknown("reft", self.reft, {f.name for f in fields(ReftConfig)})
         refuse_unknown("training", self.training, TRAINING_FIELDS)
         self.reft = keys_and_values("reft", self.reft)
@@ -116,6 +119,15 @@ class RunConfig:
             raise ReftuneError(f"packing={self.packing!r} is not valid; use true or false")
         self.lr_groups = keys_and_values("lr_groups", self.lr_groups)
         check_factors(self.lr_groups)
+
+    def _check_best(self) -> None:
+        if not isinstance(self.best, bool):
+            raise ReftuneError(f"best={self.best!r} is not valid; use true or false")
+        if self.best and self.eval_data is None:
+            raise ReftuneError("best=True keeps the epoch with the lowest loss on eval_data; name eval_data too")
+        saving = self.training.get("save_strategy", "epoch") if isinstance(self.training, Mapping) else "epoch"
+        if self.best and saving not in ("epoch", "steps"):
+            raise ReftuneError(f"best=True needs checkpoints, and save_strategy={saving!r}; use 'epoch' or 'steps'")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -146,6 +158,8 @@ class RunConfig:
         if self.eval_data is not None:
             known = given["save_strategy"] in ("no", "steps", "epoch")
             given.setdefault("eval_strategy", given["save_strategy"] if known else "epoch")
+        if self.best:
+            given.setdefault("load_best_model_at_end", True)
         given.setdefault("use_cpu", not torch.cuda.is_available() and not torch.backends.mps.is_available())
         try:
             return TrainingArguments(output_dir=str(Path(self.output) / CHECKPOINTS), seed=self.seed, **given)
@@ -169,6 +183,8 @@ class RunResult:
     losses: Sequence[tuple[float, float]]
     """(step, mean loss since the last entry)"""
     eval_loss: float | None = None
+    best_epoch: float | None = None
+    """Which epoch is kept, where the best was asked for."""
 
     @property
     def adapter_bytes(self) -> int:
@@ -270,7 +286,10 @@ def _result(
     final_loss = trainer.evaluate(head, metric_key_prefix="train")["train_loss"]
     eval_loss = trainer.evaluate()["eval_loss"] if trainer.eval_dataset is not None else None
     trained, total = model.get_nb_trainable_parameters()
-    history = [(entry["step"], entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    log = trainer.state.log_history
+    history = [(entry["step"], entry["loss"]) for entry in log if "loss" in entry]
+    kept = trainer.state.best_global_step if trainer.args.load_best_model_at_end else None
+    epochs = [entry["epoch"] for entry in log if entry["step"] == kept and "eval_loss" in entry]
     return RunResult(
         model=model,
         tokenizer=tokenizer,
@@ -282,6 +301,7 @@ def _result(
         steps=trainer.state.global_step,
         losses=history,
         eval_loss=eval_loss,
+        best_epoch=epochs[0] if epochs else None,
     )
 
 

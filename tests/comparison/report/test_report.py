@@ -126,17 +126,40 @@ def test_bold_is_only_what_overlaps_with_nothing(page: tuple[str, str, Page], tm
     assert re.findall("<strong>(.*?)</strong>", written(given, tmp_path)[1]) == ["99.0"]
 
 
-def test_published_numbers_are_labelled_and_only_of_measured_tasks(page: tuple[str, str, Page], tmp_path: Path) -> None:
-    (table,) = (table for table in page[2].tables if table[0][2] == "Numbers are")
-    assert "GLUE" in table[0][4] and table[0][5:] == ["SST-2", "QNLI"]
+def renamed(given: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """Results of other tasks."""
+    given["tasks"] = {names[name]: facts for name, facts in given["tasks"].items()}
+    for run in given["runs"]:
+        run["train_task"] = names[run["train_task"]]
+        run["scores"] = {names[name]: score for name, score in run["scores"].items()}
+    return given
+
+
+def published(given: dict[str, Any], folder: Path) -> list[list[list[str]]]:
+    return [table for table in written(given, folder)[2].tables if table[0][2] == "Numbers are"]
+
+
+def test_published_numbers_are_labelled_and_stand_beside_measured_ones(tmp_path: Path) -> None:
+    given = renamed(few(), {"sst2": "boolq", "qnli": "sst2"})
+    # of two tasks of several groups: of LLaMA-7B each task was published, of others averages alone
+    (table,) = published(given, tmp_path)
+    assert table[0][3:] == ["Trained / % of all", "SST-2"]  # the title that the results give
     kinds = Counter((line[1], line[2]) for line in table[1:])
-    assert kinds == {
-        ("SmolLM2-135M-Instruct", "measured here"): 3,
-        ("RoBERTa-base", "published"): 5,
-        ("RoBERTa-large", "published"): 5,
-    }
-    assert ["LoReFT", "RoBERTa-large", "published", "–", "88.2", "–", "–"] in table
-    assert "arXiv 2404.03592v3" in page[1] and "Commonsense" not in page[1]
+    assert kinds == {("SmolLM2-135M-Instruct", "measured here"): 3, ("LLaMA-7B", "published"): 1}
+    assert table[-1] == ["LoReFT", "LLaMA-7B", "published", "0.031", "69.3"]
+    # no single score of GLUE was published, and its average is not measured
+    assert not published(few(), tmp_path)
+    glue = ("mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb")
+    whole = few(tasks=1)
+    whole["tasks"] = dict.fromkeys(glue, whole["tasks"]["sst2"])
+    for run in whole["runs"]:
+        run["scores"] = dict.fromkeys(glue, run["scores"]["sst2"])
+    (table,) = published(whole, tmp_path)
+    assert table[0][4:] == ["GLUE / average of 8"]
+    assert ["LoReFT", "RoBERTa-large", "published", "–", "88.2"] in table
+
+
+def test_tasks_without_published_numbers_have_no_such_table(tmp_path: Path) -> None:
     given = few(tasks=1)
     given["tasks"] = {"mine": given["tasks"].pop("sst2")}
     for run in given["runs"]:
@@ -339,3 +362,92 @@ def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MissingExtraError, match=r"reftune\[report\]"):
         write_report(few(), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- answers to single rows -------------------------------------------------------------------------------------------
+
+
+def with_answers(**more: Any) -> dict[str, Any]:
+    given = few(tasks=1, seeds=(42,), **more)
+    base, first, second = (run["label"] for run in given["runs"])
+    test = {"rows": 500, "difference": 0.03, "low": -0.01, "high": 0.07, "only_first": 20, "only_second": 9, "p": 0.06}
+    sure = {**test, "difference": 0.4, "low": 0.35, "high": 0.45, "only_first": 210, "only_second": 10, "p": 1e-9}
+    given["paired"] = {"sst2": {"best": first, "others": {base: sure, second: test}}}
+    answers = {name: {"output": f"from {name}", "right": name != base} for name in (base, first, second)}
+    rows = [{"row": i, "prompt": f"question {i}", "wanted": "yes", "answers": answers} for i in range(10)]
+    given["samples"] = {"sst2": rows}
+    for run in given["runs"][1:]:
+        run["trained"] = f"runs/{run['label'].replace(' ', '-')}/adapter"
+    return given
+
+
+def test_the_first_table_leads_to_what_was_trained(tmp_path: Path) -> None:
+    head, *lines = written(with_answers(), tmp_path)[2].tables[0]
+    assert head[-1].startswith("What it trained")
+    assert [line[-1] for line in lines] == ["–", "runs/LoReFT/adapter", "runs/LoReFT-l1-r4,-reuse/adapter"]
+    # of several trainings the first, and where the others are told of
+    given = few(tasks=1)
+    for i, run in enumerate(given["runs"][1:]):
+        run["trained"] = f"runs/{i}/adapter"
+    assert "and 1 more, see “Every run”" in written(given, tmp_path)[2].tables[0][2][-1]
+
+
+def test_each_method_stands_beside_the_best_in_words(tmp_path: Path) -> None:
+    markdown, _, seen = written(with_answers(), tmp_path)
+    assert (
+        "SST-2: LoReFT has the highest score. It is shown to be better than: base model (p &lt; 0.001: 210 rows only "
+        "the best has right, 10 only it). It is not told apart from: LoReFT l1 r4, reuse (p = 0.06: 20 rows only the "
+        "best has right, 9 only it)." in markdown
+    )
+    (table,) = (table for table in seen.tables if table[0][-1] == "McNemar's p")
+    assert table[2] == ["SST-2", "LoReFT l1 r4, reuse", "LoReFT", "20", "9", "3.0 / −1.0 to +7.0", "0.06"]
+    given = with_answers()
+    for test in given["paired"]["sst2"]["others"].values():
+        test |= {"p": None, "only_first": None, "only_second": None}
+    assert "not told apart from: LoReFT l1 r4, reuse (difference −1.0 to +7.0 points)" in written(given, tmp_path)[0]
+
+
+def test_samples_show_the_same_rows_of_all_methods(tmp_path: Path) -> None:
+    seen = written(with_answers(), tmp_path)[2]
+    (table,) = (table for table in seen.tables if table[0] == ["Row", "What", "Text"])
+    assert len(table) == 1 + 10 * (2 + 3)
+    assert table[1:6] == [
+        ["0", "asked", "question 0"],
+        ["", "wanted", "yes"],
+        ["", "base model / wrong", "from base model"],
+        ["", "LoReFT / right", "from LoReFT"],
+        ["", "LoReFT l1 r4, reuse / right", "from LoReFT l1 r4, reuse"],
+    ]
+
+
+def test_labels_have_their_table(tmp_path: Path) -> None:
+    given = few(tasks=1, seeds=(42,))
+    labels = [{"label": name, "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "rows": 4} for name in ("a", "b")]
+    confusion = {"columns": ["a", "b", "no label"], "rows": [[1, 2, 1], [0, 4, 0]]}
+    given["runs"][1]["scores"]["sst2"]["details"] = {"labels": labels, "confusion": confusion, "macro_f1": 1 / 3}
+    (table,) = (table for table in written(given, tmp_path)[2].tables if table[0][0] == "Label")
+    assert table[1] == ["a", "4", "50.0", "25.0", "33.3", "1", "2", "1"]
+
+
+def test_time_is_that_of_the_processor_where_the_clock_was_disturbed(tmp_path: Path) -> None:
+    given = few(tasks=1, seeds=(42,))
+    assert "training time, s" in written(given, tmp_path)[1] and "CPU times" not in written(given, tmp_path)[1]
+    # one of two was slowed by other work
+    given["runs"][1]["cpu_seconds"] *= 0.7
+    page = written(given, tmp_path)[1]
+    assert "CPU time of the training, s" in page and "133 to 190 % of one processor" in page
+    given["runs"][1]["cpu_seconds"] = None
+    assert "CPU time of the training" not in written(given, tmp_path)[1]
+
+
+def test_every_picture_names_itself_and_its_axes(tmp_path: Path) -> None:
+    write_report(few(), tmp_path)
+    pictures = sorted((tmp_path / "report_pictures").glob("*.svg"))
+    assert len(pictures) == 10
+    for picture in pictures:
+        text = picture.read_text(encoding="utf-8")
+        heads = ("SST-2", "QNLI", "Average of 2 tasks")
+        assert any(f">{head}" in text for head in heads), picture.name
+        y = "training loss" if picture.name.startswith("curve") else "score"
+        assert f">{y}" in text, picture.name
+        assert any(f">{x}" in text for x in ("trained parameters", "training time", "CPU time", "step")), picture.name

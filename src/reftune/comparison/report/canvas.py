@@ -18,14 +18,28 @@ from ...reporting.svg import FONT, MUTED, SERIES, measured, to_svg
 from .labels import Box, leader
 from .summary import MethodRow
 
-__all__ = ["MARK", "MUTED_LINE", "SHAPES", "Label", "Style", "draw", "labels_of", "log_axis", "styles", "tick", "write"]
+__all__ = [
+    "MARK",
+    "MUTED_LINE",
+    "SHAPES",
+    "Label",
+    "Style",
+    "draw",
+    "labels_of",
+    "log_axis",
+    "name_picture",
+    "styles",
+    "tick",
+    "write",
+]
 
 # Points of 1/72 inch.  As wide as a phone, so that letters keep their size there.
 WIDTH, HEIGHT, TALLEST = 340.0, 270.0, 480.0
-LEFT, RIGHT, BOTTOM, TOP = 40.0, 6.0, 36.0, 8.0
+LEFT, RIGHT, BOTTOM, TOP = 50.0, 6.0, 36.0, 24.0
 MARK = 6.0
 # Letters of a line of a label, and of a label.
 LINE, LONGEST_LABEL = 22, 42
+LONGEST_HEADING = 48
 # Beyond it a label needs a line to its point.
 NEAR = 1.6 * MARK
 DASHES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1.2)))
@@ -84,6 +98,16 @@ def draw(paint: Callable[[Figure, Any, Box], bool], *, name: str, title: str) ->
             if paint(figure, axes, area) or height >= TALLEST:
                 return to_svg(figure, name=name, title=title)
             height *= 1.2
+
+
+def name_picture(figure: Figure, heading: str, y_label: str) -> None:
+    """What it is of, over it, and what goes up, beside it: a picture is looked at without its page too."""
+    width, height = (72 * side for side in figure.get_size_inches())
+    heading = " ".join("".join(sign if sign.isprintable() else " " for sign in heading).split())
+    heading = heading if len(heading) <= LONGEST_HEADING else f"{heading[: LONGEST_HEADING - 1]}…"
+    figure.text(LEFT / width, 1 - 6 / height, heading, fontsize=FONT, va="top", ha="left", fontweight="bold")
+    middle = (BOTTOM + height - TOP) / 2 / height
+    figure.text(4 / width, middle, y_label, fontsize=FONT - 1, rotation=90, va="center", ha="left")
 
 
 def labels_of(

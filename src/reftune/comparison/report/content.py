@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ...reporting.blocks import Block, Code, Facts, Fold, Items, Picture, Pictures, Section, Text
 from ...reporting.numbers import Unit, points, time_unit
+from .answers import beside_the_best, label_tables, sample_answers
 from .canvas import SHAPES, Style, styles
 from .curves import Curve, curves
 from .notes import budget_text, caveats, columns_of, findings, listing, title_of
@@ -21,6 +22,8 @@ from .tables import cost_table, main_table, published_tables, run_table
 __all__ = ["sections"]
 
 PERCENT = Unit("%", 1)
+# A training that had less than this part of the processors of another was slowed by other work.
+UNDISTURBED = 0.9
 
 
 def sections(results: Results) -> list[Section]:
@@ -29,6 +32,8 @@ def sections(results: Results) -> list[Section]:
     looks = styles(rows)
     found = [
         Section("Results", _results(results, rows)),
+        Section("Each method beside the best", beside_the_best(results)),
+        Section("Sample answers", sample_answers(results)),
         Section("Score against trained parameters", _against_parameters(results, rows, looks)),
         Section("Score against training time", _against_time(results, rows, looks)),
         Section("Learning curves", _curves(results, looks)),
@@ -54,6 +59,7 @@ def _results(results: Results, rows: Sequence[MethodRow]) -> list[Block]:
     if not rows:
         return [*blocks, Text("No run has ended, so there is no score to show.")]
     blocks += [Items(findings(results, rows)), main_table(results, rows)]
+    blocks += label_tables(results)
     costs = cost_table(results)
     return blocks if costs is None else [*blocks, Fold("Costs by training task", [costs])]
 
@@ -75,18 +81,36 @@ def _against_parameters(results: Results, rows: Sequence[MethodRow], looks: dict
 def _against_time(results: Results, rows: Sequence[MethodRow], looks: dict[str, Style]) -> list[Block]:
     if results.budget.kind == "seconds":
         return [Text("All methods had the same time to train: the table and the pictures above compare them at it.")]
+    shares = clock_shares(results)
+    disturbed = bool(shares) and min(shares) < UNDISTURBED * max(max(shares), 1.0)
+    caption = (
+        "Times are means over the trainings behind a score, by the clock on the wall, which other work on the machine "
+        "slows; at equal epochs they differ."
+    )
+    if disturbed:
+        caption = (
+            "Times are CPU times, means over the trainings behind a score: other work disturbed the clock on the wall, "
+            f"by which the trainings had {100 * min(shares):.0f} to {100 * max(shares):.0f} % of one processor."
+        )
     return _scatters(
         results,
         rows,
         looks,
-        field="train_seconds",
+        field="cpu_seconds" if disturbed else "train_seconds",
         name="time",
         logarithmic=False,
         unit=time_unit,
-        label=lambda unit: f"training time with preparation, {unit.name}",
-        caption="Times are means over the trainings behind a score, by the clock on the wall, which other work on the "
-        "machine slows; at equal epochs they differ.",
+        label=lambda unit: f"{'CPU time of the training' if disturbed else 'training time'}, {unit.name}",
+        caption=caption,
     )
+
+
+def clock_shares(results: Results) -> list[float]:
+    """Processors that each training had by the clock; nothing where a training's CPU time is not known."""
+    trained = [run for run in results.done if run.trains and run.train_seconds]
+    if any(run.cpu_seconds is None for run in trained):
+        return []
+    return [run.cpu_seconds / run.train_seconds for run in trained if run.cpu_seconds and run.train_seconds]
 
 
 def _scatters(
@@ -114,7 +138,9 @@ def _scatters(
         near = levels_in(spots, levels)
         about = f"{title}: score by {label(scale)}, {len(spots)} methods"
         key = f"{name}-{number}"
-        svg = scatter(spots, name=key, title=about, x_label=label(scale), levels=near, logarithmic=logarithmic)
+        measure = "" if task == AVERAGE else f": {results.tasks[task].metric}"
+        labels = {"x_label": label(scale), "y_label": f"score{measure}, points of 100"}
+        svg = scatter(spots, name=key, title=about, heading=title, **labels, levels=near, logarithmic=logarithmic)
         beyond = ", ".join(f"{level} {points(value)}" for level, value in levels.items() if level not in near)
         found.append(Picture(key, title, svg, f"Outside the picture: {beyond}." if beyond else ""))
     if not found:
@@ -154,7 +180,7 @@ def _curves(results: Results, looks: dict[str, Style]) -> list[Block]:
         name = title_of(results, task) if task else "Training"
         for by_time, what in ((False, "by step"), (True, "by time")):
             title, key = f"{name}, {what}", f"curve-{number}-{'time' if by_time else 'step'}"
-            svg = curves(runs, looks, name=key, title=f"Training loss: {title}", by_time=by_time)
+            svg = curves(runs, looks, name=key, title=f"Training loss: {title}", heading=title, by_time=by_time)
             found.append(Picture(key, title, svg))
     if not found:
         return []

@@ -15,7 +15,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
 from ...reporting.numbers import Unit, time_unit
 from ...reporting.svg import FONT, MUTED
-from .canvas import Label, Style, draw, labels_of, log_axis, tick, write
+from .canvas import Label, Style, draw, labels_of, log_axis, name_picture, tick, write
 from .labels import Box, clashes, place, stack
 
 __all__ = ["Curve", "curves", "mean_curve"]
@@ -45,9 +45,15 @@ def mean_curve(runs: Sequence[Curve], *, by_time: bool) -> Line:
 
 
 def curves(
-    runs: Mapping[str, Sequence[Curve]], looks: Mapping[str, Style], *, name: str, title: str, by_time: bool
+    runs: Mapping[str, Sequence[Curve]],
+    looks: Mapping[str, Style],
+    *,
+    name: str,
+    title: str,
+    heading: str,
+    by_time: bool,
 ) -> str:
-    """`runs`: the curves of all seeds, by label."""
+    """`runs`: the curves of all seeds, by label; `heading` stands over them."""
     lines = {label: mean_curve(found, by_time=by_time) for label, found in runs.items() if any(found)}
     unit = time_unit([float(xs[-1]) for xs, _ in lines.values()]) if by_time else Unit("", 1)
     lines = {label: (xs * unit.factor, losses) for label, (xs, losses) in lines.items()}
@@ -60,7 +66,8 @@ def curves(
         ticks = MaxNLocator(4, steps=STEPS).tick_values(0, last)
         axes.xaxis.set_major_locator(FixedLocator([t for t in ticks if 0 <= t <= 1.02 * last]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
-        axes.set_xlabel(f"training time, {unit.name}" if by_time else "step", fontsize=FONT, labelpad=3)
+        axes.set_xlabel(f"training time by the clock, {unit.name}" if by_time else "step", fontsize=FONT, labelpad=3)
+        name_picture(figure, heading, "training loss (mean over response tokens)")
         _loss_axis(axes, [losses for _, losses in lines.values()])
         return _paint(figure, axes, area, lines, looks)
 

@@ -257,4 +257,5 @@ def name_of(results: Results, run: Run) -> str:
 
 
 def _upper(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    """Of words of ours: a file keeps its name."""
+    return f"The {text.removeprefix('the ')}" if text.startswith("the ") else text

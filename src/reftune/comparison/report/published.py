@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["PUBLISHED", "SOURCE", "PublishedRow", "PublishedTable", "published_for"]
+__all__ = ["PUBLISHED", "SOURCE", "PublishedRow", "PublishedTable", "beside", "published_for"]
 
 SOURCE = "Wu et al. 2024, ReFT: Representation Finetuning for Language Models, arXiv 2404.03592v3"
 
@@ -169,7 +169,15 @@ PUBLISHED: tuple[PublishedTable, ...] = (COMMONSENSE, ARITHMETIC, INSTRUCTION, G
 
 
 def published_for(tasks: Iterable[str]) -> list[tuple[PublishedTable, list[str]]]:
-    """Tables that are about any of the tasks, each with those that it is about, in its own order."""
+    """Tables with a number of any of the tasks, or an average over tasks that are all there.
+
+    Each comes with those of its tasks that are there, in its own order.
+    """
     given = set(tasks)
     found = [(table, [name for name in table.tasks if name in given]) for table in PUBLISHED]
-    return [(table, shared) for table, shared in found if shared]
+    return [(table, shared) for table, shared in found if any(beside(row, table, shared) for row in table.rows)]
+
+
+def beside(row: PublishedRow, table: PublishedTable, measured: list[str]) -> bool:
+    """Whether a row has a number that one of the measured can stand beside."""
+    return bool(measured) and (len(measured) == len(table.tasks) or any(name in row.scores for name in measured))

@@ -16,6 +16,7 @@ from annotated_types import Ge, Gt
 from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter, ValidationError, ValidationInfo
 
 from ...errors import DataError
+from ...evaluation.paired import Paired
 
 __all__ = ["Budget", "Results", "Run", "Score", "TaskFacts", "read_results"]
 
@@ -156,10 +157,37 @@ class Run:
     error: str | None = None
     key: str | None = None
     """Name of its folder."""
+    trained: str | None = None
+    """What it trained, a folder or a file, seen from the report."""
 
     @property
     def trains(self) -> bool:
         return self.method != BASE
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A row, and what each method answered."""
+
+    row: Any
+    prompt: str
+    wanted: str
+    answers: Mapping[str, Answer]
+    """By label."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    output: str
+    right: bool
+
+
+@dataclass(frozen=True)
+class Best:
+    """The method with the highest score on a task, and the others beside it on the same rows."""
+
+    best: str
+    others: Mapping[str, Paired]
 
 
 @dataclass(frozen=True)
@@ -182,6 +210,10 @@ class Results:
     """Scored on training rows that were not trained on."""
     config: Values = field(default_factory=dict)
     """The comparison as it was asked for."""
+    samples: Annotated[Mapping[str, tuple[Sample, ...]], Empty] = field(default_factory=dict)
+    """By task."""
+    paired: Annotated[Mapping[str, Best], Empty] = field(default_factory=dict)
+    """By task."""
 
     @property
     def done(self) -> tuple[Run, ...]:

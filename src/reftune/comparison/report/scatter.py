@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ...reporting.numbers import points
 from ...reporting.svg import FONT, MUTED, PAPER
-from .canvas import MARK, MUTED_LINE, Style, draw, labels_of, log_axis, tick, write
+from .canvas import MARK, MUTED_LINE, Style, draw, labels_of, log_axis, name_picture, tick, write
 from .labels import Box, apart, clashes, place
 from .summary import Estimate
 
@@ -51,15 +51,18 @@ def scatter(
     *,
     name: str,
     title: str,
+    heading: str,
     x_label: str,
+    y_label: str,
     levels: Mapping[str, float],
     logarithmic: bool = False,
 ) -> str:
-    """The axis of x is logarithmic if that is asked for, or if the values are far apart."""
+    """The axis of x is logarithmic if that is asked for, or if the values are far apart; `heading` stands over it."""
 
     def paint(figure: Figure, axes: Any, area: Box) -> bool:
         _x_axis(axes, [spot.x for spot in spots], logarithmic=logarithmic)
         axes.set_xlabel(x_label, fontsize=FONT, labelpad=3)
+        name_picture(figure, heading, y_label)
         _y_axis(axes, spots, levels)
         return _paint(figure, axes, area, spots, levels)
 

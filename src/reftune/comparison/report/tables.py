@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from ...reporting.blocks import Cell, Column, Table
 from ...reporting.numbers import NONE, Unit, between, count, memory_unit, points, significant, size_unit, time_unit
 from .notes import columns_of
-from .published import SOURCE, PublishedTable, published_for
+from .published import SOURCE, PublishedTable, beside, published_for
 from .results import Results, Run
 from .summary import AVERAGE, Estimate, MethodRow, lead, mean_over_tasks
 
@@ -36,6 +36,8 @@ def main_table(results: Results, rows: Sequence[MethodRow]) -> Table:
     units = _Units(results.done)
     columns = [Column("Method", number=False), Column("Trained", "parameters and %")]
     columns += [_score_column(results, task) for task in tasks] + units.columns()
+    folders = any(run.trained for row in rows for run in row.runs)
+    columns += [Column("What it trained", "seen from this page", number=False)] if folders else []
     lines = []
     for row in rows:
         seeds = len(row.seeds)
@@ -44,7 +46,7 @@ def main_table(results: Results, rows: Sequence[MethodRow]) -> Table:
             top = tops[task]
             best = top is not None and top.clear and top.best is row
             cells.append(score_cell(row.scores.get(task), strong=best))
-        lines.append([*cells, *units.cells(row.runs)])
+        lines.append([*cells, *units.cells(row.runs), *([_folder(row)] if folders else [])])
     value = f"{results.budget.value:g}"
     budget = f"equal epochs, {value}" if results.budget.kind == "epochs" else f"equal time, {value} s"
     caption = f"Scores in points of 100, and what a training costs ({budget})"
@@ -68,6 +70,13 @@ def _trained(row: MethodRow) -> Cell:
     return Cell(between((run.trained_parameters for run in row.runs), count), f"{percent} %")
 
 
+def _folder(row: MethodRow) -> Cell:
+    """Of the first training; the others are told of in “Every run”."""
+    found = [run.trained for run in row.runs if run.trained]
+    more = f"and {len(found) - 1} more, see “Every run”" if len(found) > 1 else ""
+    return Cell(found[0] if found else NONE, more)
+
+
 def _main_notes(results: Results, rows: Sequence[MethodRow], tasks: Sequence[str]) -> list[str]:
     notes = ["Below a score: its 95 % interval; of one seed that of the bootstrap over the test rows."]
     if any(len(row.seeds) > 1 for row in rows):
@@ -87,7 +96,7 @@ def _main_notes(results: Results, rows: Sequence[MethodRow], tasks: Sequence[str
         )
     notes.append(
         "Bold: the best of a column, only where its interval overlaps with no other. Overlapping intervals do not show "
-        "that two methods are equal: methods are scored on the same rows, and a test of paired answers can tell more. "
+        "that two methods are equal: they are scored on the same rows, and tests of paired answers tell more (below). "
         "Costs are not ranked: they have no intervals."
     )
     if any(row.trains for row in rows):
@@ -170,9 +179,13 @@ def published_tables(results: Results, rows: Sequence[MethodRow]) -> list[Table]
 
 
 def _published(results: Results, rows: Sequence[MethodRow], table: PublishedTable, shared: list[str]) -> Table:
-    scores = shared if len(table.tasks) > 1 else []
+    whole_measured = len(shared) == len(table.tasks)
+    # of single tasks those of which a number was published too
+    told = [name for name in shared if any(name in line.scores for line in table.rows)]
+    scores = told if len(table.tasks) > 1 else []
     columns = [Column(name, number=False) for name in ("Method", "Model", "Numbers are")]
-    columns += [Column("Trained", "% of all"), Column(table.title, table.of_average)]
+    columns += [Column("Trained", "% of all")]
+    columns += [Column(table.title, table.of_average)] if whole_measured else []
     columns += [Column(results.tasks[name].title) for name in scores]
     lines: list[list[Cell]] = []
     for row in rows:
@@ -181,12 +194,16 @@ def _published(results: Results, rows: Sequence[MethodRow], table: PublishedTabl
             continue
         whole = points(statistics.fmean(known)) if len(known) == len(table.tasks) else NONE
         percent = Cell(between((run.trained_percent for run in row.runs), significant) if row.trains else "0")
-        cells = [Cell(row.name), Cell(results.model), Cell("measured here"), percent, Cell(whole)]
+        cells = [Cell(row.name), Cell(results.model), Cell("measured here"), percent]
+        cells += [Cell(whole)] if whole_measured else []
         lines.append(cells + [Cell(points(row.scores[n].mean) if n in row.scores else NONE) for n in scores])
     measured = len(lines)
     for line in table.rows:
+        if not beside(line, table, shared):
+            continue
         percent = Cell(NONE if line.percent is None else f"{line.percent:g}")
-        cells = [Cell(line.method), Cell(line.model), Cell("published"), percent, Cell(f"{line.average:.1f}")]
+        cells = [Cell(line.method), Cell(line.model), Cell("published"), percent]
+        cells += [Cell(f"{line.average:.1f}")] if whole_measured else []
         lines.append(cells + [Cell(f"{line.scores[n]:.1f}" if n in line.scores else NONE) for n in scores])
     lacking = [name for name in table.tasks if name not in shared]
     notes = [f"Published: {SOURCE}.", *table.notes]
@@ -211,6 +228,7 @@ def run_table(results: Results) -> Table:
         Column("CPU time", "s"),
         Column("Peak memory", "MB"),
         Column("Disk", "bytes"),
+        Column("What it trained", number=False),
     ]
     lines = [line for run in results.done for line in _run_lines(results, run)]
     return Table(columns, lines, f"Runs: {len(results.done)}")
@@ -222,7 +240,7 @@ def _run_lines(results: Results, run: Run) -> list[list[Cell]]:
 
     costs = [Cell(count(run.trained_parameters)), Cell(count(run.steps))]
     costs += map(shown, (run.epochs, run.train_seconds, run.prepare_seconds, run.cpu_seconds, run.peak_memory_mb))
-    costs.append(Cell(count(run.adapter_bytes)))
+    costs += [Cell(count(run.adapter_bytes)), Cell(run.trained or NONE)]
     start = [Cell(run.label), Cell(_title(results, run.train_task) if run.trains else NONE)]
     seed = Cell(NONE if run.seed is None or not run.trains else str(run.seed))
     lines = []
