@@ -48,7 +48,7 @@ names=(edit steps generate quality checks)
 ends=(110 255 325 425 468)
 for argument in "$@"; do
     # only against what hangs: it ends when it is done
-    [[ $argument == --tiny ]] && ends=(120 240 360 480 600)
+    [[ $argument == --tiny ]] && ends=(300 600 900 1200 1500)
 done
 began=$(date +%s)
 : >"$out/log.txt"

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,9 @@ SLOW = 1.05
 FLOOR, FLOOR_AGAIN, OURS, LORA = "floor", "floor again", "ours, all layers f7+l7", "LoRA r 8, all linear"
 CHECKPOINTED = ", checkpointed"
 TOP_KERNELS = 12
+# of a shape: those of the others would leave no time for the next one
+PROFILES = 2
+FLASH = ("flash_attention_2", "flash_attn")
 
 
 @dataclass(frozen=True)
@@ -50,12 +54,13 @@ class Variant:
     reft: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
     checkpointed: bool = False
-    needs: str | None = None
-    """A package without which there is nothing to measure."""
+    attention: tuple[str, str] | None = None
+    """Another implementation of attention than the usual one, and the package that it needs."""
 
 
-def variants(layers: int) -> list[Variant]:
+def variants(layers: int, *, tiny: bool) -> list[Variant]:
     """In the order of their worth: there may not be time for all."""
+    packed = ("sdpa", "torch") if tiny else FLASH
     off = {"reuse": "off"}
     return [
         Variant(FLOOR, "floor"),
@@ -67,7 +72,7 @@ def variants(layers: int) -> list[Variant]:
         Variant(FLOOR + CHECKPOINTED, "floor", checkpointed=True),
         Variant(OURS + CHECKPOINTED, "ours", {"positions": "f7+l7"}, off, checkpointed=True),
         Variant(LORA + CHECKPOINTED, "lora", checkpointed=True),
-        Variant("ours, f7+l7, packing", "ours", {"positions": "f7+l7"}, {**off, "packing": True}, needs="flash_attn"),
+        Variant("ours, f7+l7, packing", "ours", {"positions": "f7+l7"}, {**off, "packing": True}, attention=packed),
         Variant(FLOOR_AGAIN, "floor"),
     ]
 
@@ -129,9 +134,13 @@ class Shape:
         memory.begin()
         run = self.trainer_steps if variant.method == "ours" else self.loop_steps
         profiler = Profiler(self.part) if profiled else None
+        usual = self.base.config._attn_implementation
         try:
+            if variant.attention is not None:
+                self.base.set_attn_implementation(variant.attention[0])
             seconds, more = run(variant, profiler)
         finally:
+            self.base.set_attn_implementation(usual)
             self.base.gradient_checkpointing_disable()
             self.base.requires_grad_(False)
         if profiler is not None:
@@ -288,19 +297,22 @@ def measure_shape(part: Part, name: str, shape: dict[str, Any]) -> None:
         file = write_rows(rows, Path(folder) / "rows.json")
         made = Shape(part, shape, file, batch)
     found: dict[str, dict[str, Any]] = {}
-    for variant in variants(shape["num_hidden_layers"]):
+    slow: list[Variant] = []
+    for variant in variants(shape["num_hidden_layers"], tiny=part.tiny):
         key = f"{name}: {variant.name}"
-        if variant.needs and importlib.util.find_spec(variant.needs) is None:
-            part.skip(key, f"{variant.needs} is not installed")
+        if variant.attention is not None and importlib.util.find_spec(variant.attention[1]) is None:
+            part.skip(key, f"{variant.attention[1]} is not installed")
             continue
         # warming up and the Trainer's own start are as long as some steps
-        needs = 4 + 2 * STEPS * found.get(FLOOR, {}).get("median_s", 0.0)
-        found[variant.name] = part.attempt(key, made.measure, variant, needs=0 if part.tiny else needs)
-        floor = found.get(FLOOR + CHECKPOINTED if variant.checkpointed else FLOOR, {}).get("median_s")
-        took = found[variant.name].get("median_s")
-        slow = variant.name == OURS if part.tiny else bool(floor and took and took > SLOW * floor)
-        if slow and variant.method == "ours" and not variant.checkpointed:
-            part.attempt(f"{key}, profile", lambda v=variant: made.measure(v, profiled=True), needs=needs)
+        needs = 0 if part.tiny else 4 + 2 * STEPS * found.get(FLOOR, {}).get("median_s", 0.0)
+        found[variant.name] = part.attempt(key, made.measure, variant, needs=needs)
+        floor, took = (found.get(of, {}).get("median_s") for of in (FLOOR, variant.name))
+        above = variant.name == OURS if part.tiny else bool(floor and took and took > SLOW * floor)
+        if above and variant.method == "ours" and not variant.checkpointed:
+            slow.append(variant)
+    for variant in slow[:PROFILES]:
+        measure = partial(made.measure, profiled=True)
+        part.attempt(f"{name}: {variant.name}, profile", measure, variant, needs=0 if part.tiny else 12)
 
 
 def main(given: list[str] | None = None) -> None:
