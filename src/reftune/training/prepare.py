@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ReftuneError
 from ..tuner import BASE, call_state, find_root, find_stacks
-from .frozen import GAIN, frozen_plan
+from .frozen import GAIN, FrozenPlan, frozen_plan
 from .loss import ResponseLoss
 from .reuse import FrozenPrefix, Unsupported, describe
 from .rows import Row, batch_of, packed_batch, rows_of
@@ -107,20 +107,12 @@ def prepare_reuse(
     plan = frozen_plan(model)
     if isinstance(plan, str):
         return plan
-    # to make all rows takes as long as some steps
-    for count in (SAMPLED, None):
-        rows = rows_of_run(count)
-        if rows is None:
-            return "the data are not a list of rows with tokens, labels and prompt lengths only"
-        if not rows:
-            return "the rotary embeddings of all rows depend on the longest row of their batch"
-        passes = passes_of_run()
-        gain = plan.gain(rows, passes)
-        if gain < GAIN:
-            return f"it would not pay ({100 / gain:.0f} % of the work without it, in {passes:.3g} passes)"
+    rows = _rows_that_pay(plan, rows_of_run, passes_of_run)
+    if isinstance(rows, str):
+        return rows
     frozen = FrozenPrefix(model, plan, folder=folder, limit_gb=limit_gb)
     # the same example twice is kept once
-    rows = sorted(dict.fromkeys(rows or []), key=lambda row: len(row.ids))
+    rows = sorted(dict.fromkeys(rows), key=lambda row: len(row.ids))
     try:
         size = frozen.size(rows)
         frozen.open(size)
@@ -149,6 +141,26 @@ def prepare_reuse(
         frozen.close(keep=True)
         raise
     return frozen
+
+
+def _rows_that_pay(
+    plan: FrozenPlan, rows_of_run: Callable[[int | None], list[Row] | None], passes_of_run: Callable[[], float]
+) -> list[Row] | str:
+    """All rows of the run, or in words why nothing is gained by replaying them."""
+    found: list[Row] = []
+    # to make all rows takes as long as some steps
+    for count in (SAMPLED, None):
+        rows = rows_of_run(count)
+        if rows is None:
+            return "the data are not a list of rows with tokens, labels and prompt lengths only"
+        if not rows:
+            return "the rotary embeddings of all rows depend on the longest row of their batch"
+        passes = passes_of_run()
+        gain = plan.gain(rows, passes)
+        if gain < GAIN:
+            return f"it would not pay ({100 / gain:.0f} % of the work without it, in {passes:.3g} passes)"
+        found = rows
+    return found
 
 
 def check_packing(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
