@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import ReftuneError
-from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise, serve, show, train
+from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise, serve, show, split_turns, train
 from .output import load_package
 
 __all__ = ["app", "run"]
@@ -61,6 +61,7 @@ app.command("eval", cls=Verb)(evaluate.evaluate)
 app.command("compare", cls=Verb)(compare.compare)
 app.command("judge", cls=Verb)(judge.judge)
 app.command("memorise", cls=Verb)(memorise.memorise)
+app.command("split-turns", cls=Verb)(split_turns.split_turns)
 # loads the package where it must
 app.command("show")(show.show)
 # all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb

@@ -20,6 +20,7 @@ from reftune.data.kinds import Record
 from reftune.data.records import RecordSource, load_datasets, read_records
 from reftune.data.style import PromptStyle
 from reftune.data.templates import Rendered, render
+from reftune.data.turns import TRAIN_ON, split_record
 from reftune.errors import DataError
 
 if TYPE_CHECKING:
@@ -60,32 +61,46 @@ def tokenize_record(record: Record, tokenizer: PreTrainedTokenizerBase, *, max_l
 
 
 def build_dataset(
-    source: RecordSource, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None, split: str = "train"
+    source: RecordSource,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    split: str = "train",
+    train_on: str = "last",
 ) -> datasets.Dataset:
     """Columns `input_ids`, `labels`, `prompt_length` of all rows; one log message says how many rows were cut.
 
+    The last answer of a conversation is trained on; with `train_on="all"` each is, as a row of its own whose prompt is
+    all that came before it (`reftune.data.split_record`).
+
     How the prompts are written (`PromptStyle.of_dataset`) goes with the data set, from which `ReftTrainer` knows it.
     """
+    if train_on not in TRAIN_ON:
+        raise DataError(f"train_on={train_on!r} is not valid; use one of {', '.join(map(repr, TRAIN_ON))}")
     datasets = load_datasets()
     rows = read_records(source, split=split)
     encoder = _Encoder.of(tokenizer)
 
     styles: set[PromptStyle] = set()
 
-    def columns_of(record: Record) -> tuple[Any, Any, int, int]:
+    def columns_of(record: Record) -> list[tuple[Any, Any, int, int]]:
+        return [row_of(answer) for answer in (split_record(record) if train_on == "all" else [record])]
+
+    def row_of(record: Record) -> tuple[Any, Any, int, int]:
         example = _tokenize(record, encoder, max_length)
         # Arrays of 4 bytes an id: lists of ints take nine times as much, which counts for long data sets.
         ids, labels = (np.array(values, dtype=np.int32) for values in (example.input_ids, example.labels))
         styles.add(PromptStyle.of_record(record))
         return ids, labels, example.prompt_length, example.prompt_cut
 
-    input_ids, labels, prompt_lengths, cuts = zip(*rows.map(columns_of), strict=True)
+    found = [row for of_record in rows.map(columns_of) for row in of_record]
+    input_ids, labels, prompt_lengths, cuts = zip(*found, strict=True)
     rows_cut = sum(cut > 0 for cut in cuts)
     logger.log(
         logging.WARNING if rows_cut else logging.INFO,
         "%s: %d rows; %d of them cut at the left of the prompt to max_length=%s (%d tokens in all)",
         rows.name,
-        len(rows),
+        len(found),
         rows_cut,
         max_length,
         sum(cuts),

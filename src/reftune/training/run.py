@@ -24,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from ..config import ReftConfig, ReftGroup
 from ..data import build_dataset
 from ..data.records import read_records
+from ..data.turns import TRAIN_ON
 from ..errors import ReftuneError
 from ..files import check_writable
 from ..models import SAVING, load_base, save_adapter
@@ -81,6 +82,8 @@ class RunConfig:
     """Lay the rows of a batch end to end, without padding."""
     lr_groups: dict[str, Any] = field(default_factory=dict)
     """Tensors of the interventions, or modules beside them, and what multiplies their learning rate: {b: 10}."""
+    train_on: str = "last"
+    """Of conversations: the last answer, or all of them, each as a row of its own."""
     best: bool = False
     """Keep the epoch with the lowest loss on `eval_data`, and not the last."""
     reft: dict[str, Any] = field(default_factory=dict)
@@ -115,6 +118,8 @@ class RunConfig:
         limit = self.reuse_limit_gb
         if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit < 0):
             raise ReftuneError(f"reuse_limit_gb={limit!r} is not valid; use a number from 0, or null")
+        if self.train_on not in TRAIN_ON:
+            raise ReftuneError(f"train_on={self.train_on!r} is not valid; use one of {', '.join(map(repr, TRAIN_ON))}")
         if not isinstance(self.packing, bool):
             raise ReftuneError(f"packing={self.packing!r} is not valid; use true or false")
         self.lr_groups = keys_and_values("lr_groups", self.lr_groups)
@@ -271,7 +276,7 @@ def _train_run(
 
 def _datasets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:
     """The examples to train on, and those for the evaluation, or None."""
-    dataset = build_dataset(config.data, tokenizer, max_length=config.max_length)
+    dataset = build_dataset(config.data, tokenizer, max_length=config.max_length, train_on=config.train_on)
     if config.eval_data is None:
         return dataset, None
     return dataset, build_dataset(config.eval_data, tokenizer, max_length=config.max_length)

@@ -202,7 +202,7 @@ def _warn_of_turns(spec: PositionSpec) -> None:
             f"positions {str(spec)!r}: some texts have several labelled stretches, as conversations with several "
             "trained answers have. Only what lies before the first is taken for the prompt, while at inference the "
             "prompt is all that came before an answer, so later answers are trained otherwise than they will be used. "
-            "Make one row of each answer, with labels on that answer only, or use positions 'f…' or 'all'",
+            "Make one row of each answer (reftune.data.split_turns does), or use positions 'f…' or 'all'",
             stacklevel=2,
         )
 
