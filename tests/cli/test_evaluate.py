@@ -315,6 +315,17 @@ def test_compare_on_a_file_with_a_split(reftune: Command, own: Path, tmp_path: P
     assert tested + trained == 24 and loreft["scores"]["train"]["n"] == tested
     text = (tmp_path / "out/report.md").read_text()
     assert "train.jsonl" in text and "scored as labels" in text
+    results = json.loads((tmp_path / "out/results.json").read_text())
+    samples = results["samples"]["train"]
+    assert len(samples) == 10 and all(set(sample["answers"]) == {"base model", "LoReFT"} for sample in samples)
+    (test,) = results["paired"]["train"]["others"].values()
+    right = {run["label"]: run["scores"]["train"]["score"] for run in (base, loreft)}
+    best = results["paired"]["train"]["best"]
+    assert test["rows"] == tested and right[best] == max(right.values())
+    assert test["difference"] == pytest.approx(max(right.values()) - min(right.values()))
+    assert test["only_first"] - test["only_second"] == round(test["difference"] * tested)
+    assert (tmp_path / "out" / results["runs"][1]["trained"] / "adapter_config.json").is_file()
+    assert f"runs/{loreft['key']}/adapter" in text
     # the same rows, of the adapter that is kept
     run = tmp_path / "out/runs" / loreft["key"]
     again = reftune("eval", run / "adapter", "--tasks", "train.jsonl", "--split", 0.5, "--output", "e", "--json")

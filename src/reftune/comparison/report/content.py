@@ -70,7 +70,7 @@ def _against_parameters(results: Results, rows: Sequence[MethodRow], looks: dict
         rows,
         looks,
         field="trained_percent",
-        name="parameters",
+        name="trained parameters",
         logarithmic=True,
         unit=lambda _: PERCENT,
         label=lambda unit: "trained parameters, % of all (logarithmic)",
@@ -97,7 +97,7 @@ def _against_time(results: Results, rows: Sequence[MethodRow], looks: dict[str, 
         rows,
         looks,
         field="cpu_seconds" if disturbed else "train_seconds",
-        name="time",
+        name="CPU time" if disturbed else "training time",
         logarithmic=False,
         unit=time_unit,
         label=lambda unit: f"{'CPU time of the training' if disturbed else 'training time'}, {unit.name}",
@@ -137,10 +137,18 @@ def _scatters(
         levels = _levels(results, rows, task)
         near = levels_in(spots, levels)
         about = f"{title}: score by {label(scale)}, {len(spots)} methods"
-        key = f"{name}-{number}"
+        key = f"{name.split()[-1]}-{number}"
         measure = "" if task == AVERAGE else f": {results.tasks[task].metric}"
         labels = {"x_label": label(scale), "y_label": f"score{measure}, points of 100"}
-        svg = scatter(spots, name=key, title=about, heading=title, **labels, levels=near, logarithmic=logarithmic)
+        svg = scatter(
+            spots,
+            name=key,
+            title=about,
+            heading=f"{title}: score by {name}",
+            **labels,
+            levels=near,
+            logarithmic=logarithmic,
+        )
         beyond = ", ".join(f"{level} {points(value)}" for level, value in levels.items() if level not in near)
         found.append(Picture(key, title, svg, f"Outside the picture: {beyond}." if beyond else ""))
     if not found:
@@ -180,7 +188,14 @@ def _curves(results: Results, looks: dict[str, Style]) -> list[Block]:
         name = title_of(results, task) if task else "Training"
         for by_time, what in ((False, "by step"), (True, "by time")):
             title, key = f"{name}, {what}", f"curve-{number}-{'time' if by_time else 'step'}"
-            svg = curves(runs, looks, name=key, title=f"Training loss: {title}", heading=title, by_time=by_time)
+            svg = curves(
+                runs,
+                looks,
+                name=key,
+                title=f"Training loss: {title}",
+                heading=f"{name}: training loss",
+                by_time=by_time,
+            )
             found.append(Picture(key, title, svg))
     if not found:
         return []

@@ -96,7 +96,7 @@ def _state(name: str) -> tuple[int, int] | None:
 def _own_task(entry: OwnEntry, state: tuple[Any, ...]) -> Task:
     train, test, notes = _rows_of(entry)
     answers = [row.answer for row in (*train, *test)]
-    score, told = (entry.score, "") if entry.score is not None else guess(answers, entry.title)
+    score, told = (entry.score, "") if entry.score is not None else guess(answers, _named(entry))
     reading = reading_of(score, answers)
     if told:
         notes.insert(0, f"{told} (--score chooses another way).")
@@ -127,6 +127,11 @@ def _own_task(entry: OwnEntry, state: tuple[Any, ...]) -> Task:
         score_form=score,
         notes=tuple(notes),
     )
+
+
+def _named(entry: OwnEntry) -> str:
+    """All that answers are from."""
+    return entry.title if entry.train is None else f"{entry.title} and {Path(entry.train).name}"
 
 
 def _as_row(row: OwnRow) -> dict[str, Any]:
