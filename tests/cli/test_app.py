@@ -13,7 +13,7 @@ from reftune import cli
 from reftune.cli import app as application
 from tests.cli.conftest import Command, assert_user_error
 
-COMMANDS = ("demo", "train", "generate", "chat", "eval", "compare", "judge", "memorise", "show")
+COMMANDS = ("demo", "train", "generate", "chat", "eval", "compare", "judge", "memorise", "split-turns", "show")
 
 
 def test_help_has_one_line_a_command(reftune: Command) -> None:

@@ -30,8 +30,8 @@ Examples:
     reftune compare --model smollm2 --tasks sst2 --methods base,loreft,lora
     --train-rows 1000 --test-rows 500 --epochs 2 --data-dir data
 
-    reftune compare --model smollm2 --tasks messages.csv --split 0.2 --epochs 3
-    --methods base,loreft,lora
+    reftune compare --model smollm2 --tasks messages.csv --split 0.2
+    --methods base,loreft,lora --epochs 3
 
     reftune compare recipes/loreft_commonsense.yaml --model my-model
     --data-dir data

@@ -50,8 +50,8 @@ Examples:
     reftune eval smollm2 --tasks boolq
 
 A file has records as training takes them. How they are scored is guessed
-from their answers and told; --score says otherwise: {", ".join(FORMS[:-1])},
-or {FORMS[-1]}.
+from their answers and told; --score says otherwise:
+{", ".join(FORMS[:-1])} or {FORMS[-1]}.
 
 {NAMES}
 

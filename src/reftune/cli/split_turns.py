@@ -17,7 +17,7 @@ __all__ = ["split_turns"]
 
 EXAMPLE = """Write conversations with a row for each answer of the assistant.
 
-Example:
+Examples:
 
     reftune split-turns chats.jsonl turns.jsonl
 
