@@ -35,9 +35,10 @@ Examples:
     reftune train run.yaml --rank 8 --lr 2e-3 --output another-adapter
 
 The file has the keys model, data, output, eval_data, max_length, seed,
-dtype, reuse, reuse_limit_gb, packing, best, reft (fields of ReftConfig) and
-training (fields of transformers' TrainingArguments). Flags win over the
-file. With evaluation data the adapter is scored beside the base model.
+dtype, train_on, reuse, reuse_limit_gb, packing, lr_groups, best, reft (fields
+of ReftConfig) and training (fields of transformers' TrainingArguments). Flags
+win over the file. With evaluation data the adapter is scored beside the base
+model.
 """
 
 
@@ -58,6 +59,7 @@ def train(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step, per device.")] = None,
     max_length: Annotated[int | None, typer.Option(help="Tokens a row; longer prompts are cut from the left.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random.")] = None,
+    train_on: Annotated[str | None, typer.Option(help="Of conversations: the last answer, or all.")] = None,
     packing: Annotated[bool | None, typer.Option("--packing", help="No padding: rows end to end.")] = None,
     reuse: Annotated[str | None, typer.Option(help="auto or off: replay what training cannot change.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
@@ -66,7 +68,7 @@ def train(
 ) -> None:
     values = read_yaml(config) if config is not None else {}
     top = {"model": model, "data": data, "eval_data": eval_data, "max_length": max_length, "seed": seed}
-    top |= {"packing": packing, "reuse": reuse, "best": best}
+    top |= {"packing": packing, "reuse": reuse, "best": best, "train_on": train_on}
     top["output"] = None if output is None else str(output)
     values.update({key: value for key, value in top.items() if value is not None})
     missing = [name for name in ("model", "data", "output") if values.get(name) is None]
