@@ -29,9 +29,11 @@ torch=$(grep '^torch==' constraints.txt)
 "${install[@]}" --upgrade "$@" "$torch" -e '.[cli,trl]' pytest hypothesis
 "$python" -m pip list --format freeze | grep -E '^(torch|transformers|peft|trl|accelerate|datasets|huggingface_hub)=' \
     | paste -sd ' ' | sed "s/^/$name: /"
-# what a newer version would have otherwise is told and does not fail, unlike in `make test`
+# the document of classes is of the pinned transformers; what a newer version would have otherwise is told and does not
+# fail, unlike in `make test`
 # shellcheck disable=SC2086 — ARGS are words
 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPATH='' \
     "$python" -m pytest -q -W default::FutureWarning -W default::DeprecationWarning \
     -m "not gpu and not vllm${MARK:+ and ($MARK)}" \
+    --deselect tests/tuner/test_architectures.py::test_the_document_has_every_class_of_this_transformers_and_no_wrong_one \
     tests/tuner tests/training tests/interventions tests/data ${ARGS:-}

@@ -75,6 +75,8 @@ ADVICE = [
 
 @pytest.mark.parametrize("model_type, name, fields", ADVICE)
 def test_the_advice_of_a_refusal_can_be_followed(model_type: str, name: str, fields: dict[str, Any]) -> None:
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
     base = tiny_model(model_type, name)
     with pytest.raises(ValueError, match=name) as refusal:
         peft.get_peft_model(base, ReftConfig(r=2))
