@@ -53,6 +53,7 @@ def test_public_names_are_pinned() -> None:
         "encode_prompt",
         "generate_texts",
         "load_records",
+        "parameter_groups",
         "parse_positions",
         "register",
         "tokenize_record",

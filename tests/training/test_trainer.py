@@ -209,8 +209,9 @@ class _Spoil(TrainerCallback):
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.epoch > 2:
             with torch.no_grad():
+                draw = torch.Generator().manual_seed(0)
                 for parameter in trained_parameters(model).values():
-                    parameter += 3.0
+                    parameter += 10.0 * torch.randn(parameter.shape, generator=draw)
 
 
 def test_load_best_model_at_end(tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def show(
     if prompt is None and base is None and prompt_style is None:
         saved = read_saved(target)
         if saved is not None:
+            # one that cannot be is refused here as by every other verb
+            PromptStyle.read(target)
             if as_json:
                 emit(_as_dict(target, saved.edits))
             else:
