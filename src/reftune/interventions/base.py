@@ -281,6 +281,23 @@ def like_linear_(parameter: Tensor, *, d: int) -> None:
     uniform_(parameter, low=-1 / math.sqrt(d), high=1 / math.sqrt(d))
 
 
+def start_projection_(phi: Intervention, name: str, reference: Tensor, init: str) -> None:
+    """Fill b and the projection `name` of a Φ that is the identity where it equals `reference` [r, d] and b is 0.
+
+    In the form "delta" it is dW that is filled, the projection less the reference.
+    """
+    delta = phi.options.form == "delta"
+    projection, b = phi.get_parameter("dW" if delta else name), phi.get_parameter("b")
+    if init == "identity":
+        b.zero_()
+        projection.copy_(torch.zeros_like(reference) if delta else reference)
+        return
+    like_linear_(projection, d=phi.d)
+    like_linear_(b, d=phi.d)
+    if delta:
+        projection.sub_(reference)
+
+
 def orthonormal_(parameter: Tensor) -> None:
     parameter.copy_(orthonormal_rows(_wide(parameter).normal_()))
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reftune.interventions.activations import activation
-from reftune.interventions.base import InterventionOptions, OrthonormalIntervention, like_linear_, orthonormal_
+from reftune.interventions.base import InterventionOptions, OrthonormalIntervention, orthonormal_, start_projection_
 from reftune.interventions.orthonormal import orthonormal_rows
 
 __all__ = ["Loreft"]
@@ -43,21 +43,7 @@ class Loreft(OrthonormalIntervention):
 
     def initialise(self, init: str) -> None:
         orthonormal_(self.R)
-        rests = init == "identity"
-        if self.options.form == "delta":
-            if rests:
-                self.dW.zero_()
-            else:
-                like_linear_(self.dW, d=self.d)
-                self.dW.sub_(orthonormal_rows(self.R))
-        elif rests:
-            self.W.copy_(orthonormal_rows(self.R))
-        else:
-            like_linear_(self.W, d=self.d)
-        if rests:
-            self.b.zero_()
-        else:
-            like_linear_(self.b, d=self.d)
+        start_projection_(self, "W", orthonormal_rows(self.R), init)
 
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
         if self.options.form == "delta":

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reftune.interventions.activations import activation
-from reftune.interventions.base import InterventionOptions, LowRankIntervention, like_linear_
+from reftune.interventions.base import InterventionOptions, LowRankIntervention, like_linear_, start_projection_
 
 __all__ = ["Noreft"]
 
@@ -42,21 +42,7 @@ class Noreft(LowRankIntervention):
 
     def initialise(self, init: str) -> None:
         like_linear_(self.W2, d=self.d)
-        rests = init == "identity"
-        if self.options.form == "delta":
-            if rests:
-                self.dW.zero_()
-            else:
-                like_linear_(self.dW, d=self.d)
-                self.dW.sub_(self.W2)
-        elif rests:
-            self.W1.copy_(self.W2)
-        else:
-            like_linear_(self.W1, d=self.d)
-        if rests:
-            self.b.zero_()
-        else:
-            like_linear_(self.b, d=self.d)
+        start_projection_(self, "W1", self.W2, init)
 
     def basis(self) -> Tensor:
         return self.W2
