@@ -70,16 +70,7 @@ class ReftGroup:
     @property
     def options(self) -> InterventionOptions:
         """What the Φ itself needs."""
-        return InterventionOptions(
-            r=self.r,
-            act_fn=self.act_fn,
-            dropout=self.dropout,
-            init=self.init,
-            form=self.form,
-            alpha=self.alpha,
-            rms=self.rms,
-            vector=self.vector,
-        )
+        return InterventionOptions(**{f.name: getattr(self, f.name) for f in fields(InterventionOptions)})
 
     @property
     def active_rows(self) -> frozenset[int]:
@@ -352,8 +343,7 @@ def _checked_start(group: ReftGroup) -> ReftGroup:
         group = replace(group, init=_default_init(group.intervention, group.act_fn))
     _choose("init", group.init, INITS)
     _choose("form", group.form, FORMS)
-    starts = {"identity": phi.supports_identity, "zero": phi.supports_zero}
-    if group.init in starts and not starts[group.init](group.act_fn):
+    if not phi.supports_start(group.init, group.act_fn):
         raise ValueError(
             f"init={group.init!r} is not valid: {group.intervention} with act_fn={group.act_fn!r} cannot be the "
             "identity; use init='paper'"

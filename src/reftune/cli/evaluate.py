@@ -85,6 +85,7 @@ def evaluate(
 ) -> None:
     from ..adapter_files import is_adapter
     from ..comparison.classify import classify_rows
+    from ..evaluation.engines import close_engine
     from ..evaluation.runner import evaluate_rows
     from ..models import check_model, fingerprint, refuse_encoder
 
@@ -124,6 +125,7 @@ def evaluate(
         if task.metric is None:
             write_alpaca_eval(result.examples, folder / f"{task.name}.json", generator=name_of(adapter))
         write_json(folder / "summary.json", earlier | {r.task: r.summary() for r in found})
+    close_engine(model)
     if as_json:
         emit({"adapter": adapter, "output": str(folder), "scores": {r.task: r.summary() for r in found}})
         return

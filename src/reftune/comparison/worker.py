@@ -19,11 +19,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import release_memory
 from transformers import set_seed
 from transformers.utils import logging as transformers_logging
 
 from ..adapter_files import is_adapter
-from ..evaluation.engines import choose_engine, vllm_engine
+from ..evaluation.engines import choose_engine, close_engine, vllm_engine
 from ..evaluation.own import task_of
 from ..evaluation.runner import evaluate_rows
 from ..files import read_json, write_json
@@ -32,7 +33,7 @@ from .classify import run_classes
 from .fit import fit
 from .methods import METHODS
 from .rows import RunRows, refuse_others, rows_of_run
-from .trained import load_trained, save_trained, size_of
+from .trained import ADAPTER, load_trained, save_trained, size_of
 
 __all__ = ["WITH_PARENT", "run", "run_text"]
 
@@ -86,15 +87,16 @@ def run_text(
     size = size_of(model, folder)
     scores = {}
     answering: Any = model
-    if is_adapter(folder / "adapter") or not method.trains:
-        adapter = str(folder / "adapter") if method.trains else None
+    if is_adapter(folder / ADAPTER) or not method.trains:
+        adapter = str(folder / ADAPTER) if method.trains else None
         arguments = [{**task.generation, **settings["generation"]} for task in tasks]
         chosen, note = choose_engine(engine, settings["model"], adapter, arguments)
         if note is not None:
             logger.info("%s", note)
         if chosen == "vllm":
-            # its memory is vLLM's now
-            model = base = None
+            # its memory is vLLM's from now on
+            answering = model = base = None
+            release_memory()
             answering = vllm_engine(settings["model"], adapter, dtype=settings["dtype"])
     for task in tasks:
         found = evaluate_rows(
@@ -107,6 +109,7 @@ def run_text(
             **settings["generation"],
         )
         scores[task.name] = found.summary()
+    close_engine(answering)
     counts = {name: len(found) for name, found in rows.train.items()}
     return {**size, **read_json(fitted), "train_rows": counts, "scores": scores}
 

@@ -20,7 +20,7 @@ from reftune.data.kinds import Record
 from reftune.data.records import RecordSource, load_datasets, read_records
 from reftune.data.style import PromptStyle
 from reftune.data.templates import Rendered, render
-from reftune.data.turns import TRAIN_ON, split_record
+from reftune.data.turns import IGNORE, TRAIN_ON, split_record
 from reftune.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["IGNORE", "Example", "build_dataset", "encode_prompt", "tokenize_record"]
 
 logger = logging.getLogger("reftune")
-
-IGNORE = -100
-"""The label that cross-entropy leaves out."""
 
 
 @dataclass(frozen=True)

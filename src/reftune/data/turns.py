@@ -18,10 +18,11 @@ from reftune.errors import DataError
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["TRAIN_ON", "split_record", "split_turns"]
+__all__ = ["IGNORE", "TRAIN_ON", "split_record", "split_turns"]
 
 TRAIN_ON = ("last", "all")
 IGNORE = -100
+"""The label that cross-entropy leaves out."""
 # Columns that say which tokens are trained, where there are no labels, as TRL has them.
 MASKS = ("assistant_masks", "completion_mask")
 

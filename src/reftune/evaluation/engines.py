@@ -8,9 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from ..errors import ReftuneError
 
-__all__ = ["ENGINES", "check_engine", "choose_engine", "vllm_engine"]
+__all__ = ["ENGINES", "check_engine", "choose_engine", "close_engine", "vllm_engine"]
 
 ENGINES = ("auto", "vllm", "transformers")
 
@@ -56,3 +58,9 @@ def vllm_engine(base: str, adapter: str | None, *, dtype: str) -> Any:
     from ..serving.vllm.offline import VllmEngine  # noqa: PLC0415
 
     return VllmEngine(base, adapter, dtype=dtype)
+
+
+def close_engine(answering: Any) -> None:
+    """End the processes of an engine; a model has none."""
+    if not isinstance(answering, nn.Module):
+        answering.close()

@@ -133,6 +133,12 @@ class Intervention(nn.Module, ABC):
         return cls.supports_identity(act_fn)
 
     @classmethod
+    def supports_start(cls, init: str, act_fn: str | None) -> bool:
+        """Can it start with this `init`?  "paper" and "random" all can."""
+        starts = {"identity": cls.supports_identity, "zero": cls.supports_zero}
+        return init not in starts or starts[init](act_fn)
+
+    @classmethod
     def supports_form(cls, form: str, act_fn: str | None) -> bool:
         """Has it the form "delta"?  "direct" all have."""
         return form == "direct"
@@ -191,8 +197,7 @@ class Intervention(nn.Module, ABC):
         name = cls.__name__
         if cls.has_subspaces and options.r > d:
             raise ValueError(f"{name}: the rank r={options.r} exceeds the width d={d}: use r <= {d}")
-        starts = {"identity": cls.supports_identity, "zero": cls.supports_zero}
-        if options.init in starts and not starts[options.init](options.act_fn):
+        if not cls.supports_start(options.init, options.act_fn):
             without = " or act_fn=None" if options.act_fn and cls.supports_identity(None) else ""
             raise ValueError(
                 f"{name} with act_fn={options.act_fn!r} cannot start as the identity: {cls.no_identity_because}. "

@@ -57,10 +57,8 @@ def why_not(base: str, adapter: str | None, generation: Sequence[Mapping[str, An
     Known from files, before anything is loaded.
     """
     for arguments in generation:
-        known = {*SAME, *IDLE, "do_sample", "max_length", "eos_token_id"}
-        for name, value in arguments.items():
-            if name not in known or (name in IDLE and value not in (None, IDLE[name]) and name != "pad_token_id"):
-                return f"it has no {name}={value!r} as transformers understands it"
+        if (reason := _unknown(arguments)) is not None:
+            return reason
     resolved = resolve_model(base)
     try:
         config: Any = AutoConfig.from_pretrained(resolved, **hub_arguments(resolved))
@@ -74,6 +72,15 @@ def why_not(base: str, adapter: str | None, generation: Sequence[Mapping[str, An
             return f"it has no adapters of the kind {kind}"
     except (ReftuneError, OSError, ValueError) as error:
         return str(error)
+    return None
+
+
+def _unknown(generation: Mapping[str, Any]) -> str | None:
+    """In words, which of the arguments of `generate` vLLM has not."""
+    known = {*SAME, *IDLE, "do_sample", "max_length", "eos_token_id"}
+    for name, value in generation.items():
+        if name not in known or (name in IDLE and value not in (None, IDLE[name]) and name != "pad_token_id"):
+            return f"it has no {name}={value!r} as transformers understands it"
     return None
 
 
@@ -97,13 +104,10 @@ class VllmEngine:
     """A base model with or without an adapter, held by vLLM until `close`; `evaluate_rows` takes it for a model.
 
     Raises:
-        ReftuneError: vLLM cannot have it (`why_not`).
+        ReftuneError: there is no plug-in, or the adapter cannot be served; `why_not` tells what else stands against it.
     """
 
     def __init__(self, base: str, adapter: str | None = None, *, dtype: str = "float32") -> None:
-        reason = why_not(base, adapter, ())
-        if reason is not None:
-            raise ReftuneError(f"vLLM cannot answer here: {reason}; use the engine transformers")
         allow_plugin()
         # read when vLLM is imported
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -158,7 +162,7 @@ class VllmEngine:
         Raises:
             ReftuneError: arguments that vLLM has not; `DataError`: a prompt that cannot be put, or is too long.
         """
-        reason = why_not(self.base, None, [generation])
+        reason = _unknown(generation)
         if reason is not None:
             raise ReftuneError(f"vLLM cannot answer here: {reason}; use the engine transformers")
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
