@@ -13,7 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from typer.testing import CliRunner
 
@@ -236,6 +237,44 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def url(folders: dict[str, Path]) -> Iterator[str]:
     with serving(folders["base"], {name: path for name, path in folders.items() if name != "base"}) as running:
         yield running.url
+
+
+def test_a_stream_whose_client_leaves_is_not_broken_off_but_looks_for_itself() -> None:
+    """Broken off while a piece is being sent, Gradio's stream would not end what it asked for."""
+    seen: list[str] = []
+    sending = asyncio.Event()
+
+    async def streaming(scope: Any, receive: Any, send: Any) -> None:
+        request = Request(scope, receive)
+
+        async def pieces() -> AsyncIterator[str]:
+            try:
+                while not await request.is_disconnected():
+                    yield "a piece"
+            except BaseException:
+                seen.append("broken off")
+                raise
+            seen.append("ended")
+
+        await StreamingResponse(pieces())(scope, receive, send)
+
+    messages = iter([{"type": "http.request"}])
+
+    async def receive() -> Any:
+        if (first := next(messages, None)) is not None:
+            return first
+        await sending.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            sending.set()
+            await asyncio.sleep(0.05)
+
+    scope = {"type": "http", "method": "GET", "path": "/ui/gradio_api/queue/data", "headers": []}
+    gate = PageGate(streaming, path="/ui", keys=())
+    asyncio.run(gate({**scope, "asgi": {"version": "3.0", "spec_version": "2.3"}}, receive, send))
+    assert seen == ["ended"]
 
 
 def test_adapters_are_told_with_what_they_edit(url: str, folders: dict[str, Path]) -> None:

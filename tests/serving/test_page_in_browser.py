@@ -197,14 +197,7 @@ def test_answers_appear_as_they_are_made(running: Running, visit: Callable[..., 
     visitor.wait(lambda: visitor.answers == wanted, "the answers never ended")
 
 
-# A page that is closed: now and then (2 of 8 runs) "async generator ignored GeneratorExit" is logged and the answers go
-# on to their end.  Not mended yet.
-CLOSED = pytest.param(
-    "close", marks=pytest.mark.xfail(strict=False, reason="a closed page does not always end its answers")
-)
-
-
-@pytest.mark.parametrize("leaving", ["stop", CLOSED])
+@pytest.mark.parametrize("leaving", ["stop", "close"])
 def test_who_leaves_ends_the_answers(running: Running, visit: Callable[..., Visitor], leaving: str) -> None:
     visitor = visit(running.url)
     running.brake.hold()

@@ -60,7 +60,7 @@ class PageGate:
         elif (wanted := NEEDED.get(scope["method"])) is None or wanted.fullmatch(inner) is None:
             await _refuse(send, 404, "there is no such page\n")
         else:
-            await self.app(scope, receive, _with_headers(send))
+            await self.app(_undisturbed(scope), receive, _with_headers(send))
 
     def _inner(self, scope: Any) -> str | None:
         """The path below the page's, None if it is another's."""
@@ -85,6 +85,15 @@ class PageGate:
 
 def _header(scope: Any, wanted: bytes) -> bytes:
     return next((value for name, value in scope["headers"] if name == wanted), b"")
+
+
+def _undisturbed(scope: Any) -> Any:
+    """The scope of a server that does not have a stream cancelled when its client leaves, as ASGI 2.4 has it.
+
+    Gradio's stream of events looks for itself whether the client is there, and ends what it asked for.  Cancelled while
+    a piece is being sent, it would end nothing (Gradio 6.31, `sse_stream`, answers that with another `yield`).
+    """
+    return {**scope, "asgi": {**scope.get("asgi", {}), "spec_version": "2.4"}}
 
 
 def _with_headers(send: Any) -> Any:
