@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ReftuneError
+from ..reporting.numbers import p_value
 from .output import bar, say
 
 if TYPE_CHECKING:
@@ -97,10 +98,9 @@ def told(beside: Beside) -> str:
     more = "is better than" if test.difference > 0 else "is worse than"
     verdict = f"the adapter {more} the base model" if test.told_apart else "chance alone may do that"
     if test.p is not None:
-        p = "p < 0.001" if test.p < 0.001 else f"p = {test.p:.2g}"
         return (
             f"{test.only_first} rows only the adapter has right, {test.only_second} only the base model "
-            f"(McNemar's test: {p}): {verdict}."
+            f"(McNemar's test: {p_value(test.p)}): {verdict}."
         )
     ends = f"{100 * test.low:+.1f} to {100 * test.high:+.1f}"
     return f"Difference {100 * test.difference:+.1f} points (95 % interval {ends}): {verdict}."

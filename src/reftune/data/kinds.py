@@ -18,6 +18,7 @@ from reftune.values import shown
 __all__ = [
     "COLUMNS",
     "COMPLETION",
+    "EXTRAS",
     "INSTRUCTION",
     "KINDS",
     "MESSAGES",

@@ -22,7 +22,13 @@ __all__ = [
     "Section",
     "Table",
     "Text",
+    "one_line",
 ]
+
+
+def one_line(text: str) -> str:
+    """With single blanks, and nothing that cannot be printed."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,18 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["NONE", "Unit", "between", "count", "memory_unit", "points", "significant", "size_unit", "time_unit"]
+__all__ = [
+    "NONE",
+    "Unit",
+    "between",
+    "count",
+    "memory_unit",
+    "p_value",
+    "points",
+    "significant",
+    "size_unit",
+    "time_unit",
+]
 
 NONE = "–"
 
@@ -45,6 +56,11 @@ def significant(value: float, digits: int = 3, *, most: int = 9) -> str:
 def points(score: float | None) -> str:
     """A score, 1 for all right, in points of 100 as papers print them."""
     return NONE if score is None else _signed(f"{100 * score:.1f}")
+
+
+def p_value(p: float) -> str:
+    """How often chance alone would do something."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 
 def count(value: float | None) -> str:

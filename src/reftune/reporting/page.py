@@ -15,7 +15,7 @@ from html import escape
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup
 
-from .blocks import Section
+from .blocks import Section, one_line
 
 __all__ = ["to_html", "to_markdown"]
 
@@ -50,8 +50,7 @@ def _printable(text: str) -> str:
 
 
 def _html_line(text: str) -> Markup:
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    return Markup(escape(line, quote=False))
+    return Markup(escape(one_line(text), quote=False))
 
 
 def _markdown(text: str) -> Markup:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ...evaluation.paired import Paired
 from ...reporting.blocks import Block, Cell, Column, Fold, Items, Table, Text
-from ...reporting.numbers import NONE, count, points
+from ...reporting.numbers import NONE, count, p_value, points
 from .notes import listing, title_of
 from .results import Best, Results, Run, Sample
 
@@ -24,10 +24,6 @@ ABOUT = (
 )
 
 
-def p_text(p: float) -> str:
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
 def ends(test: Paired) -> str:
     """The interval of a difference, with signs."""
     low, high = (f"{'+' if value > 0 else ''}{points(value)}" for value in (test.low, test.high))
@@ -37,7 +33,7 @@ def ends(test: Paired) -> str:
 def why(test: Paired) -> str:
     if test.p is None:
         return f"difference {ends(test)} points"
-    return f"{p_text(test.p)}: {test.only_first:,} rows only the best has right, {test.only_second:,} only it"
+    return f"{p_value(test.p)}: {test.only_first:,} rows only the best has right, {test.only_second:,} only it"
 
 
 def beside_the_best(results: Results) -> list[Block]:
@@ -52,7 +48,7 @@ def beside_the_best(results: Results) -> list[Block]:
             Cell(NONE if test.only_first is None else count(test.only_first)),
             Cell(NONE if test.only_second is None else count(test.only_second)),
             Cell(points(test.difference), ends(test)),
-            Cell(NONE if test.p is None else p_text(test.p).removeprefix("p = ").removeprefix("p ")),
+            Cell(NONE if test.p is None else p_value(test.p).removeprefix("p = ").removeprefix("p ")),
         ]
         for task, found in results.paired.items()
         for name, test in found.others.items()

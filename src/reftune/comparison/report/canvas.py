@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from ...reporting.blocks import one_line
 from ...reporting.svg import FONT, MUTED, SERIES, measured, to_svg
 from .labels import Box, leader
 from .summary import MethodRow
@@ -103,7 +104,7 @@ def draw(paint: Callable[[Figure, Any, Box], bool], *, name: str, title: str) ->
 def name_picture(figure: Figure, heading: str, y_label: str) -> None:
     """What it is of, over it, and what goes up, beside it: a picture is looked at without its page too."""
     width, height = (72 * side for side in figure.get_size_inches())
-    heading = " ".join("".join(sign if sign.isprintable() else " " for sign in heading).split())
+    heading = one_line(heading)
     heading = heading if len(heading) <= LONGEST_HEADING else f"{heading[: LONGEST_HEADING - 1]}…"
     figure.text(LEFT / width, 1 - 6 / height, heading, fontsize=FONT, va="top", ha="left", fontweight="bold")
     middle = (BOTTOM + height - TOP) / 2 / height
@@ -152,7 +153,7 @@ def _size(figure: Figure, text: str) -> tuple[float, float]:
 
 def _short(text: str) -> str:
     """On two lines at most, each short enough to find a place."""
-    text = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    text = one_line(text)
     if len(text) > LONGEST_LABEL:
         text = text[: LONGEST_LABEL - 1].rstrip() + "…"
     if len(text) <= LINE:

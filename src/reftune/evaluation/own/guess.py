@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ...errors import DataError
-from .readings import number_in, plain
+from .labels import plain
+from .readings import number_in
 
 __all__ = ["guess"]
 

@@ -12,14 +12,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-__all__ = ["NO_LABEL", "Labels"]
+__all__ = ["NO_LABEL", "Labels", "plain"]
 
 NO_LABEL = "no label"
 # of what stands around a label: quotes, brackets, the end of a sentence
 _AROUND = " \t\r\n\"'`*_.,:;!?()[]{}<>“”‘’„«»"
 
 
-def _key(text: str) -> str:
+def plain(text: str) -> str:
+    """In small letters, with single blanks."""
     return " ".join(text.casefold().split())
 
 
@@ -35,12 +36,12 @@ class Labels:
         written = Counter(" ".join(answer.split()) for answer in answers)
         names: dict[str, str] = {}
         for text, _ in sorted(written.items(), key=lambda item: (-item[1], item[0])):
-            names.setdefault(_key(text), text)
+            names.setdefault(plain(text), text)
         return Labels(tuple(sorted(names.values())))
 
     @cached_property
     def _by_key(self) -> Mapping[str, str]:
-        return {_key(name): name for name in self.names}
+        return {plain(name): name for name in self.names}
 
     @cached_property
     def _bare(self) -> Mapping[str, str]:
@@ -56,17 +57,17 @@ class Labels:
 
     def canonical(self, answer: str) -> str:
         """A right answer as its label is written."""
-        return self._by_key[_key(answer)]
+        return self._by_key[plain(answer)]
 
     def read(self, output: str) -> str | None:
         """The label that an output or its first line is, else the only one that it names; None otherwise."""
         lines = output.strip().splitlines()
         for text in (output, lines[0] if lines else ""):
-            key = _key(text)
+            key = plain(text)
             found = self._by_key.get(key) or self._bare.get(key.strip(_AROUND))
             if found is not None:
                 return found
-        named = {self._by_key[match] for match in self._pattern.findall(_key(output))}
+        named = {self._by_key[match] for match in self._pattern.findall(plain(output))}
         return named.pop() if len(named) == 1 else None
 
     def details(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 from ...errors import MissingExtraError, ReftuneError
 from ..scores import ACCURACY, ROUGE_L, WORD_F1, Metric
 from ..tasks.base import same_text
-from .labels import Labels
+from .labels import Labels, plain
 
-__all__ = ["FORMS", "Reading", "check_score", "number_in", "plain", "reading_of"]
+__all__ = ["FORMS", "Reading", "check_score", "number_in", "reading_of"]
 
 REGEX = "regex:"
 FORMS = ("labels", "exact", "contains", "number", "f1", "rouge", "regex:PATTERN")
@@ -136,11 +136,6 @@ def number_in(answer: str) -> float | None:
     """The number that an answer is, be it with a sign of percent or money; None if it is anything else."""
     match = _ONLY_NUMBER.fullmatch(answer.strip().replace("\u2212", "-"))
     return None if match is None else float(match[1].replace(",", ""))
-
-
-def plain(text: str) -> str:
-    """In small letters, with single blanks."""
-    return " ".join(text.casefold().split())
 
 
 def _whole(output: str) -> str | None:

@@ -11,10 +11,11 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ...data.kinds import INSTRUCTION, MESSAGES, Record, check_record, is_conversation
+from ...data.kinds import COLUMNS, EXTRAS, INSTRUCTION, MESSAGES, Record, check_record, is_conversation
 from ...data.records import read_records
 from ...errors import DataError
 
@@ -31,7 +32,7 @@ class OwnRow:
     """The record without its response."""
     answer: str
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Of the prompt: the same for prompts that differ in white space only."""
         return json.dumps(_squeezed(self.asked), sort_keys=True, ensure_ascii=False, default=str)
@@ -68,7 +69,7 @@ def _hint(file: str, answer: str | None, error: str) -> str:
     except DataError:
         return ""
     more = {str(name) for record in records for name, value in record.items() if value is not None}
-    more -= {"prompt", "completion", "messages", "instruction", "input", "output"}
+    more -= COLUMNS - set(EXTRAS)
     return f"; if the answers are in another column ({_listed(more)}), name it: --answer COLUMN" if more else ""
 
 
@@ -88,7 +89,7 @@ def _own_row(record: Record, answer: str | None, need_response: bool) -> OwnRow:
         name = "output" if kind is INSTRUCTION else "completion"
         asked = {key: value for key, value in kept.items() if key != name}
         response = record.get(name)
-    names = {*kind.required, *kind.optional, "tools", "documents", "chat_template_kwargs"}
+    names = {*kind.required, *kind.optional, *EXTRAS}
     asked = {key: value for key, value in asked.items() if key in names}
     right = _text_of(response) if answer is None else _value(record.get(answer), answer)
     # its place is known to whoever reads all rows
@@ -149,9 +150,7 @@ def _fraction(key: str) -> float:
 
 def inside(rows: Sequence[OwnRow], name: str) -> list[str]:
     """What is odd about rows to score: prompts that come again, with the same answer or another."""
-    answers: dict[str, set[str]] = {}
-    for row in rows:
-        answers.setdefault(row.key, set()).add(" ".join(row.answer.split()))
+    answers = _answers(rows)
     found: list[str] = []
     again = len(rows) - len(answers)
     if again:
@@ -171,11 +170,9 @@ def compared(train: Sequence[OwnRow], test: Sequence[OwnRow], names: tuple[str, 
     Raises:
         DataError: all rows to score are rows to train on.
     """
-    answers: dict[str, set[str]] = {}
-    for row in train:
-        answers.setdefault(row.key, set()).add(" ".join(row.answer.split()))
+    answers = _answers(train)
     shared = [row for row in test if row.key in answers]
-    same = [row for row in shared if " ".join(row.answer.split()) in answers[row.key]]
+    same = [row for row in shared if _squeezed(row.answer) in answers[row.key]]
     if len(same) == len(test):
         raise DataError(
             f"all {len(test):,} rows of {names[1]} are in {names[0]} too: a score on rows that were learnt tells "
@@ -187,6 +184,14 @@ def compared(train: Sequence[OwnRow], test: Sequence[OwnRow], names: tuple[str, 
         f"{len(shared):,} of {len(test):,} rows of {names[1]} have a prompt that is in {names[0]} too, {len(same):,} "
         "of them with the same answer: what is learnt by heart counts there."
     ]
+
+
+def _answers(rows: Sequence[OwnRow]) -> dict[str, set[str]]:
+    """The right answers to each prompt, without regard to white space."""
+    found: dict[str, set[str]] = {}
+    for row in rows:
+        found.setdefault(row.key, set()).add(_squeezed(row.answer))
+    return found
 
 
 def only_tested(train: Sequence[str], test: Sequence[str], name: str) -> list[str]:
