@@ -51,6 +51,7 @@ class Recipe:
     config: dict[str, Any] = field(default_factory=dict)
 
 
+DIREFT = {"intervention": "direft", "init": "zero"}
 RECIPES = {
     "base model": Recipe("base", "–", 0.0),
     # what a user gets who sets nothing: it changes when the defaults do
@@ -58,6 +59,9 @@ RECIPES = {
     "LoReFT as published": Recipe(
         "loreft", "Wu et al. 2024", METHODS["loreft"].learning_rate, dict(METHODS["loreft"].config)
     ),
+    # the two that led on MNLI at this rate (docs/log.md, starts and positions)
+    "LoReFT delta, prompt": Recipe("loreft", "MNLI on the CPU", 1e-3, {"r": 8, "positions": "prompt", "form": "delta"}),
+    "DiReFT zero, all": Recipe("loreft", "MNLI on the CPU", 1e-3, {"r": 8, "positions": "all", **DIREFT}),
     "LoRA r 8": Recipe("lora", "results/text/study.yaml", 1e-3, dict(METHODS["lora"].config)),
 }
 
