@@ -65,7 +65,7 @@ class Segments(NamedTuple):
     end: Tensor
     stop: Tensor
     batch: int
-    one_per_row: bool = True
+    one_per_row: bool  # without a default, which torch.compile of torch 2.11 would leave out of the tuple
 
     def with_lengths(self, lengths: Tensor) -> Segments:
         """The same segments, the prompt being the first `lengths` [N] tokens of each.
@@ -114,7 +114,7 @@ class Segments(NamedTuple):
         times = batch // self.batch
         rows = torch.arange(batch, device=self.rows.device)
         start, end, stop = (t.repeat_interleave(times, 0) for t in (self.start, self.end, self.stop))
-        return Segments(rows, start, end, stop, batch)
+        return Segments(rows, start, end, stop, batch, one_per_row=True)
 
     def to(self, device: torch.device) -> Segments:
         """The same segments on another device."""
@@ -127,7 +127,7 @@ def segments_of_full_rows(batch: int, columns: int | Tensor, device: torch.devic
     rows = torch.arange(batch, device=device)
     start = torch.zeros(batch, dtype=torch.long, device=device)
     end = start + columns
-    return Segments(rows, start, end, end, batch)
+    return Segments(rows, start, end, end, batch, one_per_row=True)
 
 
 def segments_from_mask(mask: Tensor) -> Segments:
@@ -140,7 +140,7 @@ def segments_from_mask(mask: Tensor) -> Segments:
     columns = torch.arange(total, device=mask.device)[None]
     start = torch.where(kept, columns, total).amin(1)
     end = torch.maximum(torch.where(kept, columns + 1, 0).amax(1), start)
-    return Segments(torch.arange(batch, device=mask.device), start, end, end, batch)
+    return Segments(torch.arange(batch, device=mask.device), start, end, end, batch, one_per_row=True)
 
 
 def segments_from_position_ids(position_ids: Tensor, batch: int, mask: Tensor | None = None) -> Segments | None:
@@ -251,7 +251,7 @@ def first_edited(specs: Sequence[PositionSpec], lengths: Tensor) -> Tensor:
         else:
             rows = torch.arange(len(lengths), device=lengths.device)
             zeros = torch.zeros_like(lengths)
-            prompts = Segments(rows, zeros, lengths, lengths, len(lengths))
+            prompts = Segments(rows, zeros, lengths, lengths, len(lengths), one_per_row=True)
             at = slots(spec, prompts, 0, int(lengths.max()))
             first = torch.where(at.valid, at.columns, none[:, None]).amin(1)
         found = torch.minimum(found, first)

@@ -279,7 +279,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             slots = known.slots(joint, h.device)
             if slots is None:
                 return h
-            keep = torch.isin(slots.rows[:, 0], rows).nonzero()[:, 0]
+            one_per_row = known.segments is not None and known.segments.one_per_row
+            # to look which rows have segments would be to wait for a GPU
+            keep = rows if one_per_row else torch.isin(slots.rows[:, 0], rows).nonzero()[:, 0]
             slots = type(slots)(*(t[keep] for t in slots))
         # over rows and columns at once: an index of one number is several times quicker than one of two
         h_TD = h.flatten(0, 1)

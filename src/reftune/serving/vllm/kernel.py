@@ -17,7 +17,10 @@ from torch import Tensor
 
 __all__ = ["edit_tokens"]
 
-BLOCK = 1024
+# Of A or B each thread of a program holds so many numbers at a time: more would not fit into its registers.
+WARPS, PER_THREAD = 8, 32
+# numbers of a row that a warp reads at once, in whole lines of memory
+SHORTEST = 32
 
 
 @triton.jit
@@ -62,6 +65,13 @@ def _edit(  # pragma: no cover — Triton reads its text
             tl.store(h_row + at, new.to(h.dtype), mask=inside)
 
 
+def tile(rank: int, width: int) -> dict[str, int]:
+    """How much of A and B a program has at hand: BLOCK columns of all ROWS."""
+    rows = triton.next_power_of_2(max(rank, 1))
+    block = max(SHORTEST, 32 * WARPS * PER_THREAD // rows)
+    return {"BLOCK": min(block, triton.next_power_of_2(width)), "ROWS": rows, "num_warps": WARPS}
+
+
 def edit_tokens(hidden: Tensor, residual: Tensor | None, token_slot: Tensor, table: Tensor, rank: int) -> None:
     """hidden, residual [T, d] in place, as `edits.edit_rows`; table [slots, 2r + 2, d] is that of one layer."""
     flat = hidden.view(-1, hidden.shape[-1])
@@ -69,8 +79,7 @@ def edit_tokens(hidden: Tensor, residual: Tensor | None, token_slot: Tensor, tab
     constants: dict[str, Any] = {
         "RANK": rank,
         "SUM": residual is not None,
-        "BLOCK": min(BLOCK, triton.next_power_of_2(flat.shape[1])),
-        "ROWS": triton.next_power_of_2(max(rank, 1)),
+        **tile(rank, flat.shape[1]),
     }
     launch: Any = _edit
     launch[(flat.shape[0],)](

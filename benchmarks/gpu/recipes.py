@@ -1,0 +1,353 @@
+"""Which start, positions, rank and learning rate are good by default: the stages of results/recipes, on one large GPU.
+
+A model of 135M leaves most of such a GPU idle, so that many runs go beside each other, in processes that stay.  Each
+stage is a comparison as `reftune compare` knows it, its runs kept by their settings, its `results.json` written there.
+What the next stage is follows from held-out training rows by the rules below, never from test rows.
+
+    python -m benchmarks.gpu.recipes --data-dir DIR --out results/recipes --until SECONDS [--workers 15]
+
+TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 makes it about twice as fast; it is the same for all methods.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from reftune.comparison.compare import results_of
+from reftune.comparison.study import Run, StudyConfig, runs_of
+from reftune.files import read_json, write_json
+
+RATES = (1e-3, 2e-3, 5e-4, 4e-3)
+POSITIONS = ("prompt", "f7+l7", "l7", "all")
+PHI: dict[str, tuple[str, dict[str, Any]]] = {
+    "LoReFT delta": ("loreft", {"init": "zero", "form": "delta"}),
+    "LoReFT identity": ("loreft", {"init": "identity", "form": "direct"}),
+    "DiReFT zero": ("direft", {"init": "zero"}),
+}
+# rank 1 on these has about as many parameters as ours at rank 8
+SMALL = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+LORAS: dict[str, dict[str, Any]] = {
+    "LoRA r 8": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+    "LoRA r 1": {"r": 1, "lora_alpha": 2, "target_modules": SMALL},
+}
+TESTED = ["sst2", "mnli", "qqp"]
+SEEDS = [42, 43, 44]
+# CPU seconds of LoRA r 8 for each of ours at the prompt, of the same epochs (docs/log.md, starts and positions)
+SAME_TIME = 1.22
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method with one setting of everything; `rate` is its learning rate."""
+
+    name: str
+    positions: str | None
+    rank: int
+    rate: float
+
+    @property
+    def form(self) -> tuple[str, str | None]:
+        return self.name, self.positions
+
+    def entry(self, label: str = "", **more: Any) -> dict[str, Any]:
+        """As a line of `methods` in a comparison."""
+        if self.name in LORAS:
+            method, config = "lora", LORAS[self.name]
+        else:
+            method, start = PHI[self.name]
+            config = {**start, "positions": self.positions, "r": self.rank}
+        place = "" if self.positions is None else f" {self.positions} r {self.rank}"
+        label = label or f"{self.name}{place}, lr {self.rate:g}"
+        return {"method": method, "label": label, "config": config, "training": {"learning_rate": self.rate}, **more}
+
+
+@dataclass
+class Stage:
+    """A comparison, in a folder of its own."""
+
+    config: StudyConfig
+    folder: Path
+    runs: list[Run] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.runs = runs_of(self.config)
+
+    def scores(self) -> dict[str, dict[str, float]]:
+        """label → task → score, of the runs that are done."""
+        found: dict[str, dict[str, float]] = {}
+        for run in self.runs:
+            file = self.folder / "runs" / run.key / "result.json"
+            if file.is_file():
+                for task, score in read_json(file)["scores"].items():
+                    found.setdefault(run.label, {})[task] = score["score"]
+        return found
+
+    def write(self) -> None:
+        command = "python -m benchmarks.gpu.recipes"
+        write_json(self.folder / "results.json", results_of(self.config, self.folder, command=command))
+
+
+class Runner:
+    """Runs in processes that stay, what matters most first, until the time is over."""
+
+    def __init__(self, workers: int, until: float, data: str) -> None:
+        self.workers, self.until, self.data = workers, until, data
+        self.waiting: list[tuple[int, int, Run, Path]] = []
+        self.running: dict[Future[str], tuple[Run, float]] = {}
+        self.added: set[str] = set()
+        self.began = time.time()
+        context = multiprocessing.get_context("spawn")
+        self.pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else None
+
+    @property
+    def late(self) -> bool:
+        return time.time() >= self.until
+
+    def add(self, stage: Stage, priority: int) -> None:
+        for run in stage.runs:
+            done = (stage.folder / "runs" / run.key / "result.json").is_file()
+            if run.key not in self.added and not done:
+                self.added.add(run.key)
+                self.waiting.append((priority, len(self.added), run, stage.folder))
+        self.waiting.sort(key=lambda item: item[:2])
+
+    def finish(self, *stages: Stage) -> bool:
+        """Go on until the runs of these are done; whether they are."""
+        wanted = {run.key for stage in stages for run in stage.runs}
+        while self.waiting or self.running:
+            open_runs = {run.key for _, _, run, _ in self.waiting} | {run.key for run, _ in self.running.values()}
+            if self.late or not wanted & open_runs:
+                break
+            self.step()
+        for stage in stages:
+            stage.write()
+        return not self.late
+
+    def step(self) -> None:
+        while self.waiting and len(self.running) < self.workers:
+            _, _, run, folder = self.waiting.pop(0)
+            given = (run.settings, str(folder / "runs" / run.key), self.data)
+            if self.pool is None:
+                future: Future[str] = Future()
+                future.set_result(work(*given))
+            else:
+                future = self.pool.submit(work, *given)
+            self.running[future] = (run, time.time())
+        done, _ = wait(self.running, timeout=1.0, return_when=FIRST_COMPLETED)
+        for future in done:
+            run, _ = self.running.pop(future)
+            error = future.exception()
+            said = f"failed: {error}"[:300] if error else future.result()
+            print(
+                f"  {time.time() - self.began:6.1f} s  {run.train_task} {run.label} seed {run.seed}: {said}", flush=True
+            )
+
+    def end(self) -> None:
+        """Nobody waits for what is still going on."""
+        if self.pool is not None:
+            for process in list(getattr(self.pool, "_processes", None) or {}):
+                os.kill(process, 9)
+            self.pool.shutdown(wait=False, cancel_futures=True)
+
+
+def work(settings: dict[str, Any], folder: str, data: str) -> str:
+    """One run, in whatever process."""
+    import gc  # noqa: PLC0415 - of the process that stays
+
+    import torch  # noqa: PLC0415 - as above
+    from transformers.utils import logging  # noqa: PLC0415 - as above
+
+    from reftune.comparison.worker import run  # noqa: PLC0415 - as above
+
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    path = Path(folder)
+    path.mkdir(parents=True, exist_ok=True)
+    write_json(path / "settings.json", settings)
+    try:
+        found = run(settings, path, data_dir=data or None)
+    finally:
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    scores = ", ".join(f"{task} {score['score']:.3f}" for task, score in found["scores"].items())
+    return f"{scores}, {found.get('train_seconds', 0.0):.1f} s, {found.get('steps', 0)} steps"
+
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+class Stages:
+    """What is compared with what, and what follows from it."""
+
+    def __init__(self, runner: Runner, out: Path, common: dict[str, Any], long_rows: Path | None) -> None:
+        self.runner, self.out, self.common, self.long_rows = runner, out, common, long_rows
+        self.chosen: dict[str, Any] = {}
+
+    def stage(self, name: str, title: str, tasks: Any, methods: Iterable[dict[str, Any]], **more: Any) -> Stage:
+        given = {**self.common, "title": title, "tasks": tasks, "methods": list(methods), **more}
+        return Stage(StudyConfig.from_mapping(given), self.out / name)
+
+    def held_out(self, name: str, title: str, choices: Sequence[Choice], tasks: Sequence[str] = ("mnli",)) -> Stage:
+        return self.stage(name, title, list(tasks), [choice.entry() for choice in choices], held_out=True)
+
+    def note(self, **more: Any) -> None:
+        self.chosen.update(more)
+        write_json(self.out / "chosen.json", self.chosen)
+
+    def run(self) -> None:
+        """All, as far as the time goes."""
+        first = [Choice(name, at, 8, rate) for rate in RATES[:2] for at in POSITIONS for name in PHI]
+        loras = [Choice(name, None, 0, rate) for rate in RATES for name in LORAS]
+        one = self.held_out("1-starts", "MNLI, held-out rows: starts and positions at rank 8", [*first, *loras])
+        published = {"method": "loreft", "label": "LoReFT as published"}
+        known = self.test("5-published", [published])
+        self.runner.add(one, 0)
+        self.runner.add(known, 5)
+        if not self.runner.finish(one):
+            return
+        found = means(one)
+        lora = [best(found, [c for c in loras if c.name == name]) for name in LORAS]
+        self.note(loras=[choice.entry() for choice in lora])
+        early = self.test("5-loras", [choice.entry(choice.name) for choice in lora])
+        self.runner.add(early, 4)
+        forms = ranked(found, first)[:4]
+        more = [Choice(*form, 8, rate) for form in forms for rate in RATES[2:]]
+        two = self.held_out("2-rates", "MNLI, held-out rows: the best four with two more learning rates", more)
+        self.runner.add(two, 0)
+        if not self.runner.finish(two):
+            return
+        found |= means(two)
+        four = [best(found, [c for c in (*first, *more) if c.form == form]) for form in forms]
+        self.note(four=[choice.entry() for choice in four])
+        self.narrow(found, first, more, four, lora)
+
+    def narrow(
+        self,
+        found: dict[str, float],
+        first: list[Choice],
+        more: list[Choice],
+        four: list[Choice],
+        lora: list[Choice],
+    ) -> None:
+        """Other ranks, other tasks; then the table on test rows."""
+        leading = sorted(four, key=lambda c: -found.get(c.entry()["label"], 0.0))[:2]
+        ranks = []
+        for choice in leading:
+            tried = sorted(
+                (c for c in (*first, *more) if c.form == choice.form), key=lambda c: -found.get(c.entry()["label"], 0.0)
+            )
+            ranks += [Choice(*choice.form, rank, c.rate) for c in tried[:2] for rank in (4, 32)]
+        three = self.held_out("3-ranks", "MNLI, held-out rows: the best two with other ranks", ranks)
+        others = [task for task in TESTED if task != "mnli"]
+        over = self.held_out("4-tasks", "QQP and SST-2, held-out rows: the best four and LoRA", [*four, *lora], others)
+        self.runner.add(over, 0)
+        self.runner.add(three, 1)
+        if not self.runner.finish(over, three):
+            return
+        found |= means(three)
+        total = {c: sum(over.scores().get(c.entry()["label"], {}).values()) + found[c.entry()["label"]] for c in four}
+        # what edits generated tokens too costs something at each of them
+        free = [c for c in four if c.positions != "all"] or four
+        winner = max(free, key=lambda c: total[c])
+        small = (
+            best(found, [c for c in ranks if c.rank == 4 and c.form == winner.form])
+            if any(c.form == winner.form for c in ranks)
+            else Choice(*winner.form, 4, winner.rate)
+        )
+        direft = [c for c in (*first, *more) if c.name == "DiReFT zero" and c.positions == winner.positions]
+        other = best(found, direft) if winner.name != "DiReFT zero" else best(found, [c for c in four if c != winner])
+        last = [c for c in (*first, *more) if c.positions == "l7"]
+        self.note(winner=winner.entry(), small=small.entry(), other=other.entry())
+        final = self.test(
+            "5-test",
+            [
+                winner.entry(f"{winner.name} {winner.positions} r 8"),
+                small.entry(f"{small.name} {small.positions} r 4"),
+                other.entry(f"{other.name} {other.positions} r {other.rank}"),
+                winner.entry("the first in LoRA's CPU time", epochs=2 * SAME_TIME),
+            ],
+        )
+        self.runner.add(final, 2)
+        stages = [final]
+        if self.long_rows is not None:
+            stages.append(self.long(best(found, last), lora[0]))
+            self.runner.add(stages[-1], 3)
+        self.runner.finish(*stages)
+
+    def test(self, name: str, methods: list[dict[str, Any]]) -> Stage:
+        return self.stage(name, "Test rows, three seeds", TESTED, methods, seeds=SEEDS)
+
+    def long(self, last: Choice, lora: Choice) -> Stage:
+        assert self.long_rows is not None
+        task = {
+            "file": str(self.long_rows / "qnli-long.test.jsonl"),
+            "train": str(self.long_rows / "qnli-long.train.jsonl"),
+        }
+        methods = [
+            last.entry(f"{last.name} l7 r 8, six epochs with reuse", epochs=6),
+            lora.entry("LoRA r 8, two epochs"),
+        ]
+        return self.stage("6-long", "QNLI, prompts of more than 100 tokens", [task], methods, seeds=SEEDS)
+
+
+def means(stage: Stage) -> dict[str, float]:
+    return {label: sum(scores.values()) / len(scores) for label, scores in stage.scores().items()}
+
+
+def best(found: dict[str, float], choices: Sequence[Choice]) -> Choice:
+    """Of these the one with the highest held-out score."""
+    return max(choices, key=lambda choice: found.get(choice.entry()["label"], -1.0))
+
+
+def ranked(found: dict[str, float], choices: Sequence[Choice]) -> list[tuple[str, Any]]:
+    """Forms (Φ and positions) by the best of their rates."""
+    forms = dict.fromkeys(choice.form for choice in choices)
+    score: Callable[[Any], float] = lambda form: max(  # noqa: E731 - a key
+        found.get(c.entry()["label"], -1.0) for c in choices if c.form == form
+    )
+    return sorted(forms, key=score, reverse=True)
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.recipes", description=__doc__)
+    parser.add_argument("--data-dir", default="")
+    parser.add_argument("--long-rows", type=Path, help="folder of qnli-long.{train,test}.jsonl")
+    parser.add_argument("--out", type=Path, default=Path("results/recipes"))
+    parser.add_argument("--seconds", type=float, default=86400.0, help="what is not done by then is left out")
+    parser.add_argument("--workers", type=int, default=15)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--settings", type=json.loads, default={}, help="JSON: other keys of the comparisons")
+    options = parser.parse_args(given)
+    common = {
+        "model": options.model,
+        "train_rows": 1000,
+        "test_rows": 500,
+        "epochs": 2,
+        "batch_size": 16,
+        "eval_batch_size": 125,
+        "seeds": [42],
+        "generation": {"max_new_tokens": 4},
+        **options.settings,
+    }
+    runner = Runner(options.workers, time.time() + options.seconds, options.data_dir)
+    try:
+        Stages(runner, options.out, common, options.long_rows).run()
+        # what is left has the rest of the time
+        while (runner.waiting or runner.running) and not runner.late:
+            runner.step()
+    finally:
+        runner.end()
+
+
+if __name__ == "__main__":
+    main()
