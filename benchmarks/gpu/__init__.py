@@ -3,4 +3,4 @@
 Each part is a program, `python -m benchmarks.gpu.<part>`, whose measurements go to `<part>.json` as they are made.
 """
 
-PARTS = ("edit", "steps", "generate", "quality", "checks")
+PARTS = ("edit", "recipes", "generate", "steps", "quality", "checks")

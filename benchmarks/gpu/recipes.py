@@ -1,20 +1,22 @@
-"""Which start, positions, rank and learning rate are good by default: the stages of results/recipes, on one large GPU.
+"""Part 2, which start, positions, rank and learning rate are good by default: the stages of results/recipes.
 
-A model of 135M leaves most of such a GPU idle, so that many runs go beside each other, in processes that stay.  Each
+A model of 135M leaves most of a large GPU idle, so that many runs go beside each other, in processes that stay.  Each
 stage is a comparison as `reftune compare` knows it, its runs kept by their settings, its `results.json` written there.
-What the next stage is follows from held-out training rows by the rules below, never from test rows.
+What the next stage is follows from held-out training rows by the rules below, never from test rows.  Rows come from the
+folder that REFTUNE_DATA names.  Runs that are in the folder of results are not done again, so it also goes on alone:
 
-    python -m benchmarks.gpu.recipes --data-dir DIR --out results/recipes --until SECONDS [--workers 15]
+    REFTUNE_DATA=DIR python -m benchmarks.gpu.recipes --device cpu --workers 1 --until 9e9 --results results/recipes
 
-TORCH_ALLOW_TF32_CUBLAS_OVERRIDE=1 makes it about twice as fast; it is the same for all methods.
+On a GPU products are of TF32 (`scripts/gpu.sh` sets it), for all methods alike.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,7 +26,13 @@ from typing import Any
 
 from reftune.comparison.compare import results_of
 from reftune.comparison.study import Run, StudyConfig, runs_of
+from reftune.errors import ReftuneError
 from reftune.files import read_json, write_json
+from reftune.models import load_base
+
+from ..settings import DATA_DIR
+from .common import Part
+from .quality import toy_model
 
 RATES = (1e-3, 2e-3, 5e-4, 4e-3)
 POSITIONS = ("prompt", "f7+l7", "l7", "all")
@@ -39,6 +47,16 @@ LORAS: dict[str, dict[str, Any]] = {
     "LoRA r 8": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
     "LoRA r 1": {"r": 1, "lora_alpha": 2, "target_modules": SMALL},
 }
+COMMON: dict[str, Any] = {
+    "train_rows": 1000,
+    "test_rows": 500,
+    "epochs": 2,
+    "batch_size": 16,
+    "eval_batch_size": 125,
+    "seeds": [42],
+    "generation": {"max_new_tokens": 4},
+}
+LONG = "qnli-long"
 TESTED = ["sst2", "mnli", "qqp"]
 SEEDS = [42, 43, 44]
 # CPU seconds of LoRA r 8 for each of ours at the prompt, of the same epochs (docs/log.md, starts and positions)
@@ -74,6 +92,7 @@ class Choice:
 class Stage:
     """A comparison, in a folder of its own."""
 
+    name: str
     config: StudyConfig
     folder: Path
     runs: list[Run] = field(init=False)
@@ -99,18 +118,17 @@ class Stage:
 class Runner:
     """Runs in processes that stay, what matters most first, until the time is over."""
 
-    def __init__(self, workers: int, until: float, data: str) -> None:
-        self.workers, self.until, self.data = workers, until, data
+    def __init__(self, part: Part, workers: int, data: str) -> None:
+        self.part, self.workers, self.data = part, workers, data
         self.waiting: list[tuple[int, int, Run, Path]] = []
-        self.running: dict[Future[str], tuple[Run, float]] = {}
+        self.running: dict[Future[str], Run] = {}
         self.added: set[str] = set()
-        self.began = time.time()
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(workers, mp_context=context) if workers > 1 else None
 
     @property
     def late(self) -> bool:
-        return time.time() >= self.until
+        return self.part.left <= 0
 
     def add(self, stage: Stage, priority: int) -> None:
         for run in stage.runs:
@@ -124,12 +142,14 @@ class Runner:
         """Go on until the runs of these are done; whether they are."""
         wanted = {run.key for stage in stages for run in stage.runs}
         while self.waiting or self.running:
-            open_runs = {run.key for _, _, run, _ in self.waiting} | {run.key for run, _ in self.running.values()}
+            open_runs = {run.key for _, _, run, _ in self.waiting} | {run.key for run in self.running.values()}
             if self.late or not wanted & open_runs:
                 break
             self.step()
         for stage in stages:
-            stage.write()
+            if scores := stage.scores():
+                stage.write()
+                self.part.add(stage.name, {"title": stage.config.title, "scores": scores})
         return not self.late
 
     def step(self) -> None:
@@ -138,18 +158,19 @@ class Runner:
             given = (run.settings, str(folder / "runs" / run.key), self.data)
             if self.pool is None:
                 future: Future[str] = Future()
-                future.set_result(work(*given))
+                try:
+                    future.set_result(work(*given))
+                except Exception as error:  # noqa: BLE001 - whatever it is, the other runs are still worth having
+                    future.set_exception(error)
             else:
                 future = self.pool.submit(work, *given)
-            self.running[future] = (run, time.time())
+            self.running[future] = run
         done, _ = wait(self.running, timeout=1.0, return_when=FIRST_COMPLETED)
         for future in done:
-            run, _ = self.running.pop(future)
+            run = self.running.pop(future)
             error = future.exception()
             said = f"failed: {error}"[:300] if error else future.result()
-            print(
-                f"  {time.time() - self.began:6.1f} s  {run.train_task} {run.label} seed {run.seed}: {said}", flush=True
-            )
+            print(f"  recipes {run.train_task} {run.label} seed {run.seed}: {said}", flush=True)
 
     def end(self) -> None:
         """Nobody waits for what is still going on."""
@@ -195,7 +216,7 @@ class Stages:
 
     def stage(self, name: str, title: str, tasks: Any, methods: Iterable[dict[str, Any]], **more: Any) -> Stage:
         given = {**self.common, "title": title, "tasks": tasks, "methods": list(methods), **more}
-        return Stage(StudyConfig.from_mapping(given), self.out / name)
+        return Stage(name, StudyConfig.from_mapping(given), self.out / name)
 
     def held_out(self, name: str, title: str, choices: Sequence[Choice], tasks: Sequence[str] = ("mnli",)) -> Stage:
         return self.stage(name, title, list(tasks), [choice.entry() for choice in choices], held_out=True)
@@ -290,8 +311,8 @@ class Stages:
     def long(self, last: Choice, lora: Choice) -> Stage:
         assert self.long_rows is not None
         task = {
-            "file": str(self.long_rows / "qnli-long.test.jsonl"),
-            "train": str(self.long_rows / "qnli-long.train.jsonl"),
+            "file": str(self.long_rows / f"{LONG}.test.jsonl"),
+            "train": str(self.long_rows / f"{LONG}.train.jsonl"),
         }
         methods = [
             last.entry(f"{last.name} l7 r 8, six epochs with reuse", epochs=6),
@@ -318,35 +339,60 @@ def ranked(found: dict[str, float], choices: Sequence[Choice]) -> list[tuple[str
     return sorted(forms, key=score, reverse=True)
 
 
-def main(given: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.recipes", description=__doc__)
-    parser.add_argument("--data-dir", default="")
-    parser.add_argument("--long-rows", type=Path, help="folder of qnli-long.{train,test}.jsonl")
-    parser.add_argument("--out", type=Path, default=Path("results/recipes"))
-    parser.add_argument("--seconds", type=float, default=86400.0, help="what is not done by then is left out")
-    parser.add_argument("--workers", type=int, default=15)
-    parser.add_argument("--model", default="smollm2")
-    parser.add_argument("--settings", type=json.loads, default={}, help="JSON: other keys of the comparisons")
-    options = parser.parse_args(given)
-    common = {
-        "model": options.model,
-        "train_rows": 1000,
-        "test_rows": 500,
-        "epochs": 2,
-        "batch_size": 16,
-        "eval_batch_size": 125,
-        "seeds": [42],
-        "generation": {"max_new_tokens": 4},
-        **options.settings,
-    }
-    runner = Runner(options.workers, time.time() + options.seconds, options.data_dir)
+TINY: dict[str, Any] = {"train_rows": 8, "test_rows": 4, "epochs": 1, "eval_batch_size": 4}
+
+
+def packed(folder: Path, file: Path) -> None:
+    """All of a folder but what was trained, as one file."""
+    with tarfile.open(file, "w:gz") as archive:
+        for path in sorted(folder.rglob("*.json*")):
+            if path.is_file() and not {"adapter", "checkpoints"} & set(path.parts):
+                archive.add(path, path.relative_to(folder.parent))
+
+
+def problem(data: Path, model: str) -> str | None:
+    """In words, why there is nothing to measure."""
+    if not (data / "glue").is_dir():
+        return f"REFTUNE_DATA={os.environ.get('REFTUNE_DATA', '')!r} has no folder glue/"
     try:
-        Stages(runner, options.out, common, options.long_rows).run()
-        # what is left has the rest of the time
-        while (runner.waiting or runner.running) and not runner.late:
-            runner.step()
-    finally:
-        runner.end()
+        load_base(model)
+    except (ReftuneError, ImportError, OSError, ValueError) as error:
+        return f"{model} is not here: {error}"
+    return None
+
+
+def main(given: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.recipes")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="toy sizes, as far as a quarter of a minute goes")
+    parser.add_argument("--out", type=Path, default=Path("results/gpu"), help="folder of recipes.json and recipes.tgz")
+    parser.add_argument("--until", type=float, default=time.time() + 300, help="seconds since 1970")
+    parser.add_argument("--results", type=Path, help="folder of the stages; else one that is packed and removed")
+    parser.add_argument("--workers", type=int, default=16)
+    options = parser.parse_args(given)
+    until = min(options.until, time.time() + 15) if options.tiny else options.until
+    part = Part("recipes", out=options.out, device=options.device, tiny=options.tiny, until=until)
+    with tempfile.TemporaryDirectory() as folder:
+        results, model, data = options.results or Path(folder) / "recipes", "smollm2", DATA_DIR
+        if options.tiny:
+            model = f"{folder}/model"
+            toy_model(Path(model))
+        if (why := problem(data, model)) is not None:
+            part.skip("recipes", why)
+            return part.finish()
+        runner = Runner(part, 1 if options.tiny else options.workers, str(data))
+        common = {**COMMON, "model": model, **(TINY if options.tiny else {})}
+        long_rows = data if (data / f"{LONG}.train.jsonl").is_file() else None
+        try:
+            Stages(runner, results, common, long_rows).run()
+            # what is left has the rest of the time
+            while (runner.waiting or runner.running) and not runner.late:
+                runner.step()
+        finally:
+            runner.end()
+        if options.results is None:
+            packed(results, options.out / "recipes.tgz")
+    part.finish()
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ TITLES = {
     "edit": "The Triton edit",
     "steps": "Training steps",
     "generate": "Prefill and decode with transformers",
+    "recipes": "What is good by default: SmolLM2-135M on rows of GLUE as text",
     "quality": "Quality: SmolLM2-135M on the commonsense sets",
     "checks": "Tests on the device",
 }
@@ -188,6 +189,19 @@ def score(row: dict[str, Any] | None) -> str:
     return "–" if row is None else f"{100 * row['score']:.1f} ({100 * row['low']:.1f}–{100 * row['high']:.1f})"
 
 
+def recipes_tables(found: Measurements) -> Iterator[str]:
+    for row in found.values():
+        if row.get("scores"):
+            tasks = list(dict.fromkeys(task for scores in row["scores"].values() for task in scores))
+            yield f"{row['title']} (the mean over seeds, where there are several, is in the comparison's own report):"
+            rows = [
+                [label, *(f"{100 * scores[task]:.1f}" if task in scores else "–" for task in tasks)]
+                for label, scores in row["scores"].items()
+            ]
+            yield table(("method", *tasks), rows)
+    yield from left_out(found)
+
+
 def checks_tables(found: Measurements) -> Iterator[str]:
     rows = [[key, not_measured(row) or "passed"] for key, row in found.items()]
     if rows:
@@ -198,6 +212,7 @@ TABLES = {
     "edit": edit_tables,
     "steps": steps_tables,
     "generate": generate_tables,
+    "recipes": recipes_tables,
     "quality": quality_tables,
     "checks": checks_tables,
 }
