@@ -16,7 +16,7 @@ WORKERS ?= 2
 # MARK='not slow' for the quick tests only; ARGS for anything else that pytest takes.
 MARK ?=
 ARGS ?=
-# Of test-models: 0, 1 or 2 for a third.
+# k/n for the k-th of n parts of what is slow: test (of its slow tests), test-models, test-vllm (of its files).
 PART ?=
 
 .DEFAULT_GOAL := help
@@ -25,8 +25,8 @@ PART ?=
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
-	@echo "make test    all tests of a machine without accelerator (MARK='not slow' ARGS='-k name' WORKERS=2)"
-	@echo 'make test-models  every class of transformers (6 minutes of CPU time; a third with PART=0, 1 or 2)'
+	@echo "make test    all tests of a machine without accelerator (MARK='not slow' ARGS='-k name' WORKERS=2 PART=0/3)"
+	@echo 'make test-models  every class of transformers (6 minutes of CPU time; a third with PART=0/3)'
 	@echo 'make test-vllm  tests with vLLM on the CPU, in .venv-vllm'
 	@echo 'make test-versions  tests with the newest and the oldest transformers, PEFT and TRL, in .venv-newest and -oldest'
 	@echo 'make check   lint, format, types, import layers'
@@ -58,7 +58,7 @@ demo: $(STAMP)
 	$(BIN)/reftune demo
 
 test: $(TESTS)
-	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PYTHONPATH='$(CURDIR)/$(TESTS)' \
+	HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false OMP_NUM_THREADS=1 PART='$(PART)' PYTHONPATH='$(CURDIR)/$(TESTS)' \
 	$(BIN)/python -m pytest -q -n $(WORKERS) -m 'not gpu and not vllm and not models$(if $(MARK), and ($(MARK)))' $(ARGS)
 
 # What docs/models.md says of each class.
@@ -79,7 +79,7 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 
 # Twice: what runs on a GPU runs in Triton's interpreter, which is chosen when a process begins.
 test-vllm: $(VLLM)/.installed
-	$(VLLM_TEST) --ignore=tests/serving/vllm/interpreted tests/serving/vllm $(ARGS)
+	PART='$(PART)' $(VLLM_TEST) --ignore=tests/serving/vllm/interpreted tests/serving/vllm $(ARGS)
 	TRITON_INTERPRET=1 PYTHONPATH=tests/serving/vllm/triton_on_cpu $(VLLM_TEST) tests/serving/vllm/interpreted $(ARGS)
 
 # Not part of a submission: the newest versions change from day to day.

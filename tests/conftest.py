@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -57,8 +58,28 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def in_turn(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With PART=k/n leave out all but the k-th of n parts of what is slow, and of the files of tests with vLLM.
+
+    What is left out is another part's, so that all of it runs in n runs.
+    """
+    if not os.environ.get("PART"):
+        return
+    part, parts = map(int, os.environ["PART"].split("/"))
+    others = [
+        item
+        for item in items
+        if (name := item.nodeid.split("::")[0] if item.get_closest_marker("vllm") else item.nodeid)
+        and (item.get_closest_marker("slow") or item.get_closest_marker("vllm"))
+        and zlib.crc32(name.encode()) % parts != part % parts
+    ]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in set(others)]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """A bare `pytest` skips what this machine cannot run; `make test` does not even select it."""
+    in_turn(config, items)
     missing = {
         "gpu": None if GPU_TESTS == "cpu" or torch.cuda.is_available() else "needs a CUDA device",
         "vllm": None if importlib.util.find_spec("vllm") else "needs vLLM",
