@@ -1,6 +1,7 @@
 """Every class of the installed transformers is right, or refused by name when an adapter is made: `docs/models.md`.
 
-The contract is in `tests/zoo`.  Some classes are tried in every run, all by `make test-models`, or a part of them with PART=k/n.
+The contract is in `tests/zoo`.  Some classes are tried in every run, all by `make test-models`, or a part
+of them with PART=k/n.
 """
 
 from __future__ import annotations
