@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import ClassLabel, Dataset, Features, Value
 
 from reftune.data.kinds import COMPLETION, INSTRUCTION, MESSAGES, Kind, check_record
+from reftune.data.records import read_records
 from reftune.errors import DataError
 
 USER = {"role": "user", "content": "hello"}
@@ -100,3 +104,33 @@ def test_generation_needs_no_response(record: dict[str, Any]) -> None:
     check_record(record, need_response=False)
     with pytest.raises(DataError):
         check_record(record)
+
+
+@pytest.mark.parametrize("names", [("text", "label"), ("sentence", "label"), ("question", "answer")])
+def test_tables_of_labelled_texts_need_no_other_names(names: tuple[str, str], tmp_path: Path) -> None:
+    text, label = names
+    rows: list[dict[str, Any]] = [{text: "Where is it?", label: "delivery"}, {text: "Twice charged", label: 3}]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for source in (rows, str(file)):
+        found = list(read_records(source).records)
+        assert [(row["instruction"], row["output"]) for row in found] == [
+            ("Where is it?", "delivery"),
+            ("Twice charged", "3"),
+        ]
+        # by the names that the file gives too
+        assert [row[text] for row in found] == [row[text] for row in rows]
+
+
+def test_labels_of_a_dataset_have_their_names() -> None:
+    features = Features(text=Value("string"), label=ClassLabel(names=["bad", "good"]))
+    found = read_records(Dataset.from_dict({"text": ["a b", "c d"], "label": [1, 0]}, features=features)).records
+    assert [row["output"] for row in found] == ["good", "bad"]
+
+
+def test_our_own_names_win_and_half_a_pair_is_none() -> None:
+    row = {"prompt": "p", "completion": " c", "text": "t", "label": "l"}
+    assert check_record(read_records([row]).records[0]) is COMPLETION
+    assert "instruction" not in read_records([row]).records[0]
+    with pytest.raises(DataError, match=r"columns found: text; .*text \+ label"):
+        read_records([{"text": "no label"}])

@@ -7,7 +7,7 @@ Must not know: files, tokenizers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_encodable",
     "check_record",
     "is_conversation",
+    "with_usual_names",
 ]
 
 Record = Mapping[str, Any]
@@ -54,6 +55,8 @@ INSTRUCTION = Kind("instruction", "output", ("input",))
 
 # In this order: the first kind whose required columns are all filled wins.
 KINDS = (COMPLETION, MESSAGES, INSTRUCTION)
+# Columns of tables of labelled texts and of questions, which stand for INSTRUCTION's.
+OTHER_NAMES = (("text", "label"), ("sentence", "label"), ("question", "answer"))
 # What a chat template is given beside the messages.
 EXTRAS = {"tools": "a list of objects", "documents": "a list of objects", "chat_template_kwargs": "an object"}
 COLUMNS = frozenset([*EXTRAS, *(name for kind in KINDS for name in (*kind.required, *kind.optional))])
@@ -65,6 +68,22 @@ def check_record(record: Record, *, need_response: bool = True) -> Kind:
     _CHECKS[kind](record, need_response)
     _check_extras(record, chat=kind is MESSAGES or is_conversation(record[kind.prompt]))
     return kind
+
+
+def with_usual_names(record: Record, labels: Sequence[str] | None = None) -> Record:
+    """`record` with INSTRUCTION's columns too, if it has a text and its label, or a question and its answer, instead.
+
+    A label that is a whole number is its digits, or its name in `labels`, as data sets of the Hub have them.
+    """
+    if not isinstance(record, Mapping) or any(record.get(kind.prompt) is not None for kind in KINDS):
+        return record
+    for prompt, response in OTHER_NAMES:
+        text, answer = record.get(prompt), record.get(response)
+        if text is not None and answer is not None:
+            if type(answer) is int:
+                answer = labels[answer] if labels and 0 <= answer < len(labels) else str(answer)
+            return {**record, INSTRUCTION.prompt: text, "output": answer}
+    return record
 
 
 def is_conversation(value: object) -> bool:
@@ -85,7 +104,8 @@ def _kind_of(record: Record) -> Kind:
             if kind.prompt in names:
                 return kind
     found = ", ".join(sorted(map(str, record))) or "none"
-    raise DataError(f"columns found: {found}; a row needs one of these sets: {'; '.join(map(str, KINDS))}")
+    sets = [*map(str, KINDS), *map(" + ".join, OTHER_NAMES)]
+    raise DataError(f"columns found: {found}; a row needs one of these sets: {'; '.join(sets)}")
 
 
 def _check_completion(record: Record, need_response: bool) -> None:

@@ -19,12 +19,12 @@ import re
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
-from reftune.data.kinds import COLUMNS, Record, check_record
+from reftune.data.kinds import COLUMNS, OTHER_NAMES, Record, check_record, with_usual_names
 from reftune.data.strict import parse_json
 from reftune.errors import DataError, MissingExtraError
 
@@ -96,8 +96,20 @@ def read_records(source: RecordSource, *, split: str = "train", need_response: b
     rows = _read(source, split)
     if not len(rows):
         raise DataError(f"{rows.name}: no rows")
+    rows = _usual(rows)
     rows.map(lambda record: check_record(record, need_response=need_response))
     return rows
+
+
+def _usual(rows: Rows) -> Rows:
+    """The same rows with the columns of `OTHER_NAMES`, where they have these, also under our names."""
+    records = rows.records
+    if isinstance(records, list):
+        return replace(rows, records=[with_usual_names(record) for record in records])
+    if not any(set(records.column_names) >= set(pair) for pair in OTHER_NAMES):
+        return rows
+    labels = getattr(records.features.get("label"), "names", None)
+    return replace(rows, records=[with_usual_names(record, labels) for record in records])
 
 
 def _read(source: RecordSource, split: str) -> Rows:
