@@ -146,8 +146,8 @@ def wrong(tmp_path: Path, text: str, name: str = "t.csv") -> str:
     [
         (
             "t.csv",
-            "text,label\na,b\n",
-            "columns found: label, text; a row needs one of these sets: prompt + completion",
+            "body,kind\na,b\n",
+            "columns found: body, kind; a row needs one of these sets: prompt + completion",
         ),
         ("t.csv", "prompt,completion\n", "t.csv: no rows"),
         ("t.csv", "", "t.csv: no rows"),
