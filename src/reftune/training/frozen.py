@@ -24,7 +24,7 @@ from ..positions import PositionSpec, first_edited
 from ..tuner import ReftLayer, find_root, find_stacks
 from .rows import Row
 
-__all__ = ["GAIN", "FrozenPlan", "Watch", "fingerprint", "frozen_plan"]
+__all__ = ["GAIN", "FrozenPlan", "Watch", "fingerprint", "frozen_plan", "starts_of"]
 
 # A part of a step must be saved for the trouble and the memory.
 GAIN = 1.05
@@ -44,7 +44,7 @@ class FrozenPlan:
 
     def starts(self, rows: Sequence[Row]) -> list[int]:
         """w of each row."""
-        return [min(_first_edited(self.sites, row.prompt_length), row.first_target) for row in rows]
+        return starts_of(self.sites, rows)
 
     def gain(self, rows: Sequence[Row], passes: float) -> float:
         """How many times less work `passes` over the rows are, the first pass over the base included.
@@ -57,6 +57,11 @@ class FrozenPlan:
         plain = passes * tokens * (len(self.blocks) + later)
         reused = tokens * len(self.blocks) + passes * left * 2 * later
         return plain / reused
+
+
+def starts_of(sites: tuple[tuple[PositionSpec, ...], ...], rows: Sequence[Row]) -> list[int]:
+    """The first token of each row that is edited at one of these sites or predicts a label."""
+    return [min(_first_edited(sites, row.prompt_length), row.first_target) for row in rows]
 
 
 @lru_cache(maxsize=2**16)
