@@ -61,12 +61,13 @@ def search(
         "model_files": key_of(fingerprint(config.model)),
         "space": {name: list(value) for name, value in asdict(space).items()},
     }
+    said = {"command": command, "data_dir": data_dir}
     tell = say or (lambda what, entry: None)
     with opened(output, made_from=made_from, space=space, sampler=config.sampler, seed=config.seed) as study:
         work = output / "work" / study.worker
         try:
             with Bench(config, task, rows, folder=work) as bench:
-                searcher = _Search(config, study, bench, rows, output, command, tell)
+                searcher = _Search(config, study, bench, rows, output, said, tell)
                 searcher.trials()
                 return searcher.finals()
         finally:
@@ -83,16 +84,16 @@ class _Search:
         bench: Bench,
         rows: SearchRows,
         output: Path,
-        command: str,
+        said: dict[str, Any],
         tell: Say,
     ) -> None:
         self.config, self.study, self.bench, self.rows = config, study, bench, rows
-        self.output, self.command, self.tell = output, command, tell
+        self.output, self.said, self.tell = output, said, tell
         self.budget = Budget.of(config.budget)
 
     def write(self) -> dict[str, Any]:
         """`results.json` as things are now."""
-        found = results_of(self.config, self.study, self.bench, self.rows, self.output, command=self.command)
+        found = results_of(self.config, self.study, self.bench, self.rows, self.output, **self.said)
         write_json(self.output / RESULTS, found)
         return found
 

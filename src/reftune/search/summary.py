@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -29,11 +29,18 @@ RESULTS = "results.json"
 # Trials from which the importance of choices can be told at all.
 ENOUGH = 8
 
-Entry = Mapping[str, Any]
+Entry = dict[str, Any]
 
 
 def results_of(
-    config: SearchConfig, study: SearchStudy, bench: Bench, rows: SearchRows, output: Path, *, command: str = ""
+    config: SearchConfig,
+    study: SearchStudy,
+    bench: Bench,
+    rows: SearchRows,
+    output: Path,
+    *,
+    data_dir: str | None = None,
+    command: str = "",
 ) -> dict[str, Any]:
     """All of it, as JSON can hold it."""
     trials = [_trial(t, study) for t in study.trials()]
@@ -47,6 +54,7 @@ def results_of(
         "hardware": hardware(),
         "versions": versions(),
         "config": asdict(config),
+        "data_dir": data_dir,
         "task": {
             "called": bench.task.called,
             "title": bench.task.title,
