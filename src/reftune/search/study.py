@@ -153,7 +153,8 @@ class SearchStudy:
                 continue
             self.study._storage.set_trial_user_attr(trial._trial_id, "left", True)
             self.study.tell(trial.number, state=self.states.FAIL)
-            self.study.enqueue_trial(dict(trial.params))
+            # of a trial that was given its choices, those that it had not yet come to as well
+            self.study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
 
     # --- what was spent ---------------------------------------------------------------------------------------------
 

@@ -42,13 +42,21 @@ def is_causal(model: nn.Module) -> bool:
 
 
 def prepare_loss(
-    model: nn.Module, inner: nn.Module, inputs: Mapping[str, Any], *, rounding: float
+    model: nn.Module,
+    inner: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    rounding: float,
+    shared: SharedPrefix | None = None,
 ) -> ResponseLoss | None:
     """The loss of labelled tokens only, if it equals the model's own on the first rows of this batch.
 
-    `model` is what is called, which may wrap `inner`; `rounding` is the relative error of its arithmetic.
+    `model` is what is called, which may wrap `inner`; `rounding` is the relative error of its arithmetic.  What an
+    earlier adapter on the same base has found is `shared`.
     """
     root: Any = find_root(inner)
+    if shared is not None and shared.loss is not None and shared.loss.root is root:
+        return shared.loss
     # without a type of loss, or with none of its own, transformers takes that of causal language models
     own = getattr(root, "loss_type", None) not in (None, "ForCausalLM") or "_loss_function" in root.__dict__
     if own or not is_causal(inner) or getattr(root.config, "output_router_logits", False):
@@ -73,6 +81,8 @@ def prepare_loss(
             type(root).__name__,
         )
         return None
+    if shared is not None:
+        shared.loss = loss
     return loss
 
 
@@ -127,8 +137,11 @@ def prepare_reuse(
         size = frozen.open(rows)
         if is_main and size:
             logger.warning("%s", describe(size, len(rows), frozen.where))
-        frozen.fill(rows[:CHECKED], lambda done: None)
-        _check_replay(model, loss, frozen, rows[:CHECKED], rounding)
+        if shared is None or (frozen.plan.replayed, frozen.plan.sites) not in shared.checked:
+            frozen.fill(rows[:CHECKED], lambda done: None)
+            _check_replay(model, loss, frozen, rows[:CHECKED], rounding)
+        if shared is not None:
+            shared.checked.add((frozen.plan.replayed, frozen.plan.sites))
         with tqdm(
             total=len(rows), desc="frozen prefix", disable=no_bar or not is_main or on_fill is not None, leave=False
         ) as bar:

@@ -58,7 +58,7 @@ class FrozenPrefix:
         self.kept = (plan.replayed,) if shared is None else shared.depths
         self.folder = folder
         self.limit_gb = limit_gb
-        self.fingerprint = fingerprint(plan.root)
+        self.fingerprint = self._fingerprint()
         kind = self.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self._numerics = str(autocast)
@@ -91,7 +91,11 @@ class FrozenPrefix:
 
     def is_valid(self, plan: FrozenPlan) -> bool:
         """The same of the weights themselves, and whether the same is edited."""
-        return plan == self.plan and self.fingerprint == fingerprint(self.plan.root)
+        own = plan if self.shared is None else self.shared.plan_of(plan)
+        return own == self.plan and self.fingerprint == self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.plan.root) if self.shared is None else self.shared.fingerprint(self.plan.root)
 
     def holds(self, row: Row) -> bool:
         return self._store is not None and self._key(row, self._spans([row])[0]) in self._store

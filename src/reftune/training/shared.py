@@ -20,7 +20,8 @@ from peft import PeftModel, get_peft_model
 
 from ..config import ReftConfig, resolve_layers
 from ..positions import PositionSpec
-from .frozen import FrozenPlan, starts_of
+from .frozen import FrozenPlan, base_tensors, fingerprint, starts_of
+from .loss import ResponseLoss
 from .rows import Row
 from .store import GB, Store, choose_store
 
@@ -64,11 +65,23 @@ class SharedPrefix:
         self.limit_gb = limit_gb
         self.store: Store | None = None
         self._bytes = 0
+        # found by the first adapter, and the same for all
+        self.loss: ResponseLoss | None = None
+        self.checked: set[tuple[Any, ...]] = set()
+        self._seen: tuple[Any, ...] = ()
+        self._fingerprint = ""
 
     def plan_of(self, plan: FrozenPlan) -> FrozenPlan | None:
         """The plan with the last block that is kept for r; None if the adapter begins below all of them."""
         below = [depth for depth in self.depths if depth <= plan.replayed]
         return replace(plan, replayed=below[-1]) if below else None
+
+    def fingerprint(self, root: Any) -> str:
+        """That of `frozen.fingerprint`, taken anew where a weight lies elsewhere or was changed in place."""
+        seen = (root, [(tensor.data_ptr(), tensor._version) for _, tensor in base_tensors(root)])
+        if self._seen != seen:
+            self._seen, self._fingerprint = seen, fingerprint(root)
+        return self._fingerprint
 
     def covers(self, plan: FrozenPlan, rows: Sequence[Row]) -> bool:
         """Whether what is kept of these rows has what the plan needs."""

@@ -229,7 +229,8 @@ class ReftTrainer(ProcessTrainer):
             self._packing_unchecked = not check_packing(self._inner(), inputs)
         special = self._is_special()
         if self._loss is None and not special:
-            self._loss = prepare_loss(model, self._inner(), inputs, rounding=self._rounding()) or False
+            known = {"rounding": self._rounding(), "shared": self.shared}
+            self._loss = prepare_loss(model, self._inner(), inputs, **known) or False
         if self._reuse_is_due and model.training:
             self._reuse_is_due = False
             self._prepare_reuse()
