@@ -129,6 +129,7 @@ def test_only_the_best_third_of_no_larger_ones_goes_on(tmp_path: Path) -> None:
         assert at_rung(100, 9.5)
 
 
+@pytest.mark.slow
 def test_a_search_and_what_it_tells(folder: Path, tmp_path: Path) -> None:
     said: list[tuple[str, dict[str, Any]]] = []
     config = config_of(folder, finalists=1, seeds=[5, 6], epochs=2, space={**SPACE, "r": [1, 40, 2]})
@@ -156,7 +157,7 @@ def test_a_search_and_what_it_tells(folder: Path, tmp_path: Path) -> None:
 def test_a_state_of_something_else_is_refused(folder: Path, tmp_path: Path) -> None:
     search(config_of(folder, budget=1), tmp_path)
     for changed, words in (
-        ({"epochs": 2}, "epochs=1, not 2"),
+        ({"epochs": 2}, "epochs=1.0, not 2.0"),
         ({"space": {**SPACE, "r": [4]}}, "space="),
         ({"train_rows": 8}, "train_rows=None, not 8"),
     ):

@@ -48,6 +48,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_as_each_alone_with_the_base_called_once_a_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     alone = [train_run(run) for run in runs(folder, "alone", ADAPTERS)]
     filled: list[int] = []
@@ -71,6 +72,7 @@ def test_as_each_alone_with_the_base_called_once_a_row(folder: Path, monkeypatch
     assert not (Path(together[0].output) / ".shared-prefix").exists()
 
 
+@pytest.mark.slow
 def test_one_that_fails_is_told_and_the_base_is_as_before(folder: Path) -> None:
     wrong = [ADAPTERS[0], {"layers": [7]}, {"r": 1000}, ADAPTERS[1]]
     found = train_many(runs(folder, "many", wrong))
@@ -118,6 +120,7 @@ def test_what_is_shared_serves_adapters_between_the_given_ones_and_no_others(tmp
     }
 
 
+@pytest.mark.slow
 def test_room_for_other_rows_is_made(tmp_path: Path, folder: Path) -> None:
     first, second = runs(folder, "many", [ADAPTERS[0], ADAPTERS[0]])
     other = write_jsonl(tmp_path / "other.jsonl", [{**row, "prompt": f"w9 {row['prompt']} " * 5} for row in PAIRS])

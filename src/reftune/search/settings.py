@@ -65,6 +65,7 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         Budget.of(self.budget)
+        self.epochs = float(self.epochs) if type(self.epochs) is int else self.epochs
         for name, valid in (("scoring", SCORINGS), ("sampler", SAMPLERS)):
             if getattr(self, name) not in valid:
                 value = getattr(self, name)
