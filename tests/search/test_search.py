@@ -167,9 +167,11 @@ def test_a_state_of_something_else_is_refused(folder: Path, tmp_path: Path) -> N
     assert len(search(config_of(folder, budget=2, sampler="random"), tmp_path)["trials"]) == 2
 
 
-def test_where_nothing_works_it_is_given_up(folder: Path, tmp_path: Path) -> None:
+def test_budgets_without_time_and_spaces_without_hope(folder: Path, tmp_path: Path) -> None:
+    # one trial is done however short the time
+    assert len(search(config_of(folder, budget="0.01s"), tmp_path / "short")["trials"]) == 1
     with pytest.raises(ReftuneError, match=r"first 5 trials failed, the last with: .*r=40"):
-        search(config_of(folder, space={**SPACE, "r": [40]}), tmp_path)
+        search(config_of(folder, space={**SPACE, "r": [40]}), tmp_path / "out")
 
 
 def study_of(output: Path) -> Any:
@@ -182,11 +184,13 @@ def study_of(output: Path) -> Any:
 @pytest.mark.slow
 def test_two_processes_share_one_search(folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    two = [start(folder, output, tmp_path / f"{i}.log", budget="8 trials", epochs=8) for i in range(2)]
+    two = [start(folder, output, tmp_path / f"{i}.log", budget="8 trials", epochs=8, finalists=1) for i in range(2)]
     for i, process in enumerate(two):
-        process.join(200)
+        process.join(500)
         assert process.exitcode == 0, (tmp_path / f"{i}.log").read_text()
-    trials = json.loads((output / "results.json").read_text())["trials"]
+    found = json.loads((output / "results.json").read_text())
+    trials = found["trials"]
+    assert len(found["finals"][0]["runs"]) == 3
     assert {entry["state"] for entry in trials} <= {"done", "stopped"} and len(trials) == 8
     assert len({entry["worker"] for entry in trials}) == 2
     chosen = [entry["chosen"] for entry in trials]

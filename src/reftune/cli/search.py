@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from pathlib import Path
@@ -79,6 +80,8 @@ def search(
     check_report()
     results, progress = consoles(as_json)
     quiet_libraries()
+    # of each trial, whether it replays what it shares
+    logging.getLogger("reftune").setLevel(logging.ERROR)
     if report_only:
         if not (output / RESULTS).is_file():
             raise ReftuneError(f"{str(output)!r} holds no {RESULTS}: name the search's folder by --output")
@@ -175,6 +178,8 @@ def _print(console: Console, found: dict[str, Any], output: Path) -> None:
         table.add_row(str(one["number"]), points(one["score"]), interval, whole_number(one["parameters"]), chosen)
     if found["finals"]:
         console.print(table)
+    elif any(entry["state"] == "running" for entry in found["trials"]):
+        say(console, "Another process is still at a trial: it trains the best again when it is done.")
     if any(entry["score"] is not None for entry in found["trials"]):
         say(console, f"Train it:  {command()} {command_for(output, 'best')}")
 

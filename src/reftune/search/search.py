@@ -142,7 +142,8 @@ class _Search:
                 ask=lambda rung, loss: study.is_to_stop(trial, rung, loss),
                 on_size=on_size,
             )
-        except (ReftuneError, ValueError, MemoryError) as error:
+        except (ReftuneError, ValueError, RuntimeError, MemoryError) as error:
+            # a device that is out of memory is a RuntimeError of torch
             why = " ".join(str(error).split()) or type(error).__name__
             trial.set_user_attr("seconds", time.perf_counter() - start)
             study.failed(trial, why)
@@ -163,13 +164,19 @@ class _Search:
     # --- the best again ---------------------------------------------------------------------------------------------
 
     def finals(self) -> dict[str, Any]:
-        """Train the best with every seed, and score them by generated answers to rows that did not choose them."""
+        """Train the best with every seed, and score them by generated answers to rows that did not choose them.
+
+        While another process is at a trial, which may be among the best, that is left to it.
+        """
         found = self.write()
-        for number in finalists(found["trials"], self.config.finalists):
-            chosen = next(entry["chosen"] for entry in found["trials"] if entry["number"] == number)
-            for seed in self.config.seeds:
-                self._final(number, chosen, seed)
-                found = self.write()
+        if self.study.others_at_work():
+            return found
+        with self.study.alone():
+            for number in finalists(found["trials"], self.config.finalists):
+                chosen = next(entry["chosen"] for entry in found["trials"] if entry["number"] == number)
+                for seed in self.config.seeds:
+                    self._final(number, chosen, seed)
+                    found = self.write()
         self.study.note_time()
         return self.write()
 
@@ -182,7 +189,7 @@ class _Search:
         start = time.perf_counter()
         try:
             outcome = self.bench.run(chosen, seed=seed, save=folder / "adapter", tells=True)
-        except (ReftuneError, ValueError) as error:
+        except (ReftuneError, ValueError, RuntimeError) as error:
             self.tell("failed", {**entry, "error": " ".join(str(error).split())})
             return
         assert outcome.result is not None

@@ -15,7 +15,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +155,16 @@ class SearchStudy:
             self.study.tell(trial.number, state=self.states.FAIL)
             # of a trial that was given its choices, those that it had not yet come to as well
             self.study.enqueue_trial({**trial.system_attrs.get("fixed_params", {}), **trial.params})
+
+    def others_at_work(self) -> bool:
+        """Whether a process that has not ended is at a trial."""
+        running = [t for t in self.study.get_trials(deepcopy=False) if t.state == self.states.RUNNING]
+        workers = {t.user_attrs.get("worker") for t in running} - {self.worker}
+        return any(worker is None or is_held(self.folder / WORKERS / worker) for worker in workers)
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Inside, no other process is so; it is waited for."""
+        return locked(self.folder / WORKERS / ".finals")
 
     # --- what was spent ---------------------------------------------------------------------------------------------
 
