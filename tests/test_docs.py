@@ -36,6 +36,7 @@ from reftune.comparison.report.summary import method_rows
 from reftune.comparison.report.tables import main_table
 from reftune.comparison.study import StudyConfig
 from reftune.models import convert_smollm2, smollm2_package
+from reftune.search.settings import SearchConfig
 from reftune.training import RunConfig
 from tests.models import tiny_model
 
@@ -43,7 +44,7 @@ ROOT = Path(__file__).parents[1]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"]
-SLOW = ("cli.md", "data.md", "evaluation.md", "own-tasks.md", "training.md", "tuner.md", "README.md")
+SLOW = ("cli.md", "data.md", "evaluation.md", "own-tasks.md", "search.md", "training.md", "tuner.md", "README.md")
 SHELL = ("bash", "sh", "console")
 NOT_RUN = "# not run"
 
@@ -191,7 +192,8 @@ def write_yaml(block: Block) -> None:
     named = re.fullmatch(r"# (\S+\.yaml)", first)
     assert named, f"a yaml block begins with the name of its file, as in '# run.yaml', not with {first!r}"
     values = yaml.safe_load(block.text)
-    (StudyConfig if "methods" in values else RunConfig).from_mapping(values)
+    kind: Any = StudyConfig if "methods" in values else SearchConfig if "task" in values else RunConfig
+    kind.from_mapping(values)
     Path(named[1]).write_text(block.text, encoding="utf-8")
 
 

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import ReftuneError
-from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise, serve, show, split_turns, train
+from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise, search, serve, show, split_turns, train
 from .output import load_package
 
 __all__ = ["app", "run"]
@@ -59,6 +59,7 @@ app.command("generate", cls=Verb)(generate.generate)
 app.command("chat", cls=Verb)(chat.chat)
 app.command("eval", cls=Verb)(evaluate.evaluate)
 app.command("compare", cls=Verb)(compare.compare)
+app.command("search", cls=Verb)(search.search)
 app.command("judge", cls=Verb)(judge.judge)
 app.command("memorise", cls=Verb)(memorise.memorise)
 app.command("split-turns", cls=Verb)(split_turns.split_turns)

@@ -34,6 +34,8 @@ Examples:
 
     reftune train run.yaml --rank 8 --lr 2e-3 --output another-adapter
 
+    reftune train --from-search search --pick smallest --output small-adapter
+
 The file has the keys model, data, output, eval_data, max_length, seed,
 dtype, train_on, reuse, reuse_limit_gb, packing, lr_groups, best, reft (fields
 of ReftConfig) and training (fields of transformers' TrainingArguments). Flags
@@ -47,6 +49,8 @@ def train(
     model: Annotated[str | None, typer.Option(help="Folder or Hub name of the base model, or smollm2.")] = None,
     data: Annotated[str | None, typer.Option(help="JSON, JSONL, CSV or Parquet (plain or .gz), or a Hub name.")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the adapter.")] = None,
+    from_search: Annotated[Path | None, typer.Option(help="Folder of a search: train one of its trials.")] = None,
+    pick: Annotated[str, typer.Option(help="Of the search: best, smallest, or a trial's number.")] = "best",
     eval_data: Annotated[str | None, typer.Option(help="Records to score adapter and base model on.")] = None,
     eval_rows: Annotated[int, typer.Option(min=0, help="So many of them are answered at the end; 0: none.")] = 200,
     best: Annotated[bool | None, typer.Option("--best", help="Keep the epoch with the lowest loss on them.")] = None,
@@ -66,13 +70,13 @@ def train(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in an output that holds a run.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    values = read_yaml(config) if config is not None else {}
+    values = _values(config, from_search, pick)
     top = {"model": model, "data": data, "eval_data": eval_data, "max_length": max_length, "seed": seed}
     top |= {"packing": packing, "reuse": reuse, "best": best, "train_on": train_on}
     top["output"] = None if output is None else str(output)
     values.update({key: value for key, value in top.items() if value is not None})
     missing = [name for name in ("model", "data", "output") if values.get(name) is None]
-    if missing and config is None:
+    if missing and config is None and from_search is None:
         raise typer.BadParameter(f"give CONFIG.yaml, or also the flags {', '.join(f'--{name}' for name in missing)}")
     from ..training import RunConfig, end_processes, train_run
     from .progress import TrainingProgress
@@ -150,6 +154,17 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ReftuneError(f"{str(path)!r} must hold keys and values, such as 'model: smollm2'")
     return values
+
+
+def _values(config: Path | None, search: Path | None, pick: str) -> dict[str, Any]:
+    """What the file says, or a trial of a search."""
+    if search is None:
+        return read_yaml(config) if config is not None else {}
+    if config is not None:
+        raise typer.BadParameter("give CONFIG.yaml or --from-search, not both; flags change single values of either")
+    from ..search.picks import run_values
+
+    return run_values(search, pick)
 
 
 def _merge(values: dict[str, Any], section: str, flags: dict[str, Any]) -> None:

@@ -4,8 +4,20 @@ Must not know: tasks, the command line.
 """
 
 from .groups import parameter_groups
+from .many import ManyResult, train_many
 from .processes import end_processes
 from .run import RunConfig, RunResult, train_run
+from .shared import SharedPrefix
 from .trainer import ReftTrainer
 
-__all__ = ["ReftTrainer", "RunConfig", "RunResult", "end_processes", "parameter_groups", "train_run"]
+__all__ = [
+    "ManyResult",
+    "ReftTrainer",
+    "RunConfig",
+    "RunResult",
+    "SharedPrefix",
+    "end_processes",
+    "parameter_groups",
+    "train_many",
+    "train_run",
+]

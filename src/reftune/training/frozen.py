@@ -24,7 +24,7 @@ from ..positions import PositionSpec, first_edited
 from ..tuner import ReftLayer, find_root, find_stacks
 from .rows import Row
 
-__all__ = ["GAIN", "FrozenPlan", "Watch", "fingerprint", "frozen_plan"]
+__all__ = ["GAIN", "FrozenPlan", "Watch", "base_tensors", "fingerprint", "frozen_plan", "starts_of"]
 
 # A part of a step must be saved for the trouble and the memory.
 GAIN = 1.05
@@ -44,7 +44,7 @@ class FrozenPlan:
 
     def starts(self, rows: Sequence[Row]) -> list[int]:
         """w of each row."""
-        return [min(_first_edited(self.sites, row.prompt_length), row.first_target) for row in rows]
+        return starts_of(self.sites, rows)
 
     def gain(self, rows: Sequence[Row], passes: float) -> float:
         """How many times less work `passes` over the rows are, the first pass over the base included.
@@ -57,6 +57,11 @@ class FrozenPlan:
         plain = passes * tokens * (len(self.blocks) + later)
         reused = tokens * len(self.blocks) + passes * left * 2 * later
         return plain / reused
+
+
+def starts_of(sites: tuple[tuple[PositionSpec, ...], ...], rows: Sequence[Row]) -> list[int]:
+    """The first token of each row that is edited at one of these sites or predicts a label."""
+    return [min(_first_edited(sites, row.prompt_length), row.first_target) for row in rows]
 
 
 @lru_cache(maxsize=2**16)
@@ -108,7 +113,7 @@ def _not_deterministic(model: nn.Module) -> str | None:
         if parameter.requires_grad and PREFIX not in name:
             return f"{name!r} of the base model is trained"
     root: Any = find_root(model)
-    for name, tensor in _base_tensors(root):
+    for name, tensor in base_tensors(root):
         if type(tensor.data) is not torch.Tensor:
             return f"{name!r} of the base model is a {type(tensor.data).__name__}, whose content is not looked into"
     if any(type(module).__name__ == "Linear8bitLt" for module in root.modules()):
@@ -151,7 +156,7 @@ def fingerprint(root: Any) -> str:
     # what is written into a configuration at run time is no part of the file's content
     digest.update(repr((type(root).__name__, root.config.to_json_string(use_diff=False))).encode())
     digest.update(repr((getattr(root.config, "_commit_hash", None), root.config._attn_implementation)).encode())
-    for name, tensor in _base_tensors(root):
+    for name, tensor in base_tensors(root):
         digest.update(repr((name, tuple(tensor.shape), str(tensor.dtype))).encode())
         for sums in _sums_of_bits(tensor):
             digest.update(sums.cpu().numpy().tobytes())
@@ -169,7 +174,7 @@ def _sums_of_bits(tensor: torch.Tensor) -> Iterable[torch.Tensor]:
     yield table.sum(0, dtype=torch.int64)
 
 
-def _base_tensors(root: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
+def base_tensors(root: nn.Module) -> Iterable[tuple[str, torch.Tensor]]:
     for name, tensor in [*root.named_parameters(), *root.named_buffers()]:
         if PREFIX not in name:
             yield name, tensor

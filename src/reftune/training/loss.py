@@ -63,6 +63,23 @@ class ResponseLoss:
             self.post = _post(raw[0], logits[:1, -1:], self.root.config.get_text_config())
         return out
 
+    def tokens(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Of each of the batch's targets, [N]: −log p, and whether it is the likeliest token.  Without gradient."""
+        assert self.post is not None
+        post, losses, hits = self.post, [], []
+
+        def forward(of: Logits, hidden: Tensor) -> Tensor:
+            chosen, rows = hidden[batch.rows, batch.columns], chunk_rows(hidden.device, self.vocabulary)
+            for h, targets in zip(chosen.split(rows), batch.targets.split(rows), strict=True):
+                logits = post(of(h)).float()
+                losses.append(F.cross_entropy(logits, targets, reduction="none"))
+                hits.append(logits.argmax(-1) == targets)
+            return hidden[:1, :1, :1].expand(1, 1, self.vocabulary).clone()
+
+        with torch.no_grad(), head_as(self.head, forward):
+            model(**{"use_cache": False, **batch.inputs})
+        return torch.cat(losses), torch.cat(hits)
+
     def __call__(self, model: nn.Module, batch: Batch) -> Tensor:
         """Sum over the batch's targets, with gradient if it is enabled."""
         assert self.post is not None

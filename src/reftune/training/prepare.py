@@ -22,8 +22,9 @@ from .frozen import GAIN, FrozenPlan, frozen_plan
 from .loss import ResponseLoss
 from .reuse import FrozenPrefix, Unsupported, describe
 from .rows import Row, batch_of, packed_batch, rows_of
+from .shared import SharedPrefix
 
-__all__ = ["OnFill", "check_packing", "dataset_rows", "is_causal", "prepare_loss", "prepare_reuse"]
+__all__ = ["OnFill", "check_packing", "dataset_rows", "evaluating", "is_causal", "prepare_loss", "prepare_reuse"]
 
 logger = logging.getLogger("reftune")
 
@@ -41,13 +42,21 @@ def is_causal(model: nn.Module) -> bool:
 
 
 def prepare_loss(
-    model: nn.Module, inner: nn.Module, inputs: Mapping[str, Any], *, rounding: float
+    model: nn.Module,
+    inner: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    rounding: float,
+    shared: SharedPrefix | None = None,
 ) -> ResponseLoss | None:
     """The loss of labelled tokens only, if it equals the model's own on the first rows of this batch.
 
-    `model` is what is called, which may wrap `inner`; `rounding` is the relative error of its arithmetic.
+    `model` is what is called, which may wrap `inner`; `rounding` is the relative error of its arithmetic.  What an
+    earlier adapter on the same base has found is `shared`.
     """
     root: Any = find_root(inner)
+    if shared is not None and shared.loss is not None and shared.loss.root is root:
+        return shared.loss
     # without a type of loss, or with none of its own, transformers takes that of causal language models
     own = getattr(root, "loss_type", None) not in (None, "ForCausalLM") or "_loss_function" in root.__dict__
     if own or not is_causal(inner) or getattr(root.config, "output_router_logits", False):
@@ -62,7 +71,7 @@ def prepare_loss(
     batch = packed or batch_of(rows or [], device=inputs["input_ids"].device)
     loss = ResponseLoss(root)
     # in training mode adapters may have dropout, and two calls would differ
-    with _evaluating(inner), torch.no_grad():
+    with evaluating(inner), torch.no_grad():
         out = loss.prepare(model, few)
         plain = out.get("loss") if isinstance(out, dict) else None
         found = None if loss.post is None else loss(model, batch) / len(batch.targets)
@@ -72,6 +81,8 @@ def prepare_loss(
             type(root).__name__,
         )
         return None
+    if shared is not None:
+        shared.loss = loss
     return loss
 
 
@@ -102,24 +113,35 @@ def prepare_reuse(
     is_main: bool,
     no_bar: bool,
     rounding: float,
+    shared: SharedPrefix | None = None,
 ) -> FrozenPrefix | str:
-    """A filled store, or in words why there is none; `rows_of_run(n)` are some n of the run's rows, or all."""
+    """A filled store, or in words why there is none; `rows_of_run(n)` are some n of the run's rows, or all.
+
+    It is the `shared` one, where that has what the adapter needs.
+    """
     plan = frozen_plan(model)
     if isinstance(plan, str):
         return plan
-    rows = _rows_that_pay(plan, rows_of_run, passes_of_run)
+    of_shared = None if shared is None else shared.plan_of(plan)
+    shares = 1 if shared is None or of_shared is None else shared.adapters
+    rows = _rows_that_pay(of_shared or plan, rows_of_run, lambda: shares * passes_of_run())
+    if not isinstance(rows, str) and shared is not None and (of_shared is None or not shared.covers(of_shared, rows)):
+        of_shared = shared = None
+        rows = _rows_that_pay(plan, rows_of_run, passes_of_run)
     if isinstance(rows, str):
         return rows
-    frozen = FrozenPrefix(model, plan, folder=folder, limit_gb=limit_gb)
+    frozen = FrozenPrefix(model, of_shared or plan, folder=folder, limit_gb=limit_gb, shared=shared)
     # the same example twice is kept once
     rows = sorted(dict.fromkeys(rows), key=lambda row: len(row.ids))
     try:
-        size = frozen.size(rows)
-        frozen.open(size)
-        if is_main:
+        size = frozen.open(rows)
+        if is_main and size:
             logger.warning("%s", describe(size, len(rows), frozen.where))
-        frozen.fill(rows[:CHECKED], lambda done: None)
-        _check_replay(model, loss, frozen, rows[:CHECKED], rounding)
+        if shared is None or (frozen.plan.replayed, frozen.plan.sites) not in shared.checked:
+            frozen.fill(rows[:CHECKED], lambda done: None)
+            _check_replay(model, loss, frozen, rows[:CHECKED], rounding)
+        if shared is not None:
+            shared.checked.add((frozen.plan.replayed, frozen.plan.sites))
         with tqdm(
             total=len(rows), desc="frozen prefix", disable=no_bar or not is_main or on_fill is not None, leave=False
         ) as bar:
@@ -180,7 +202,7 @@ def check_packing(model: nn.Module, inputs: Mapping[str, Any]) -> bool:
     ids, positions = inputs["input_ids"][:, :stop], inputs["position_ids"][:, :stop]
     state = call_state(root)
     base = nullcontext() if state is None else state.announcing(adapter_names=(BASE,))
-    with _evaluating(model), torch.no_grad(), base:
+    with evaluating(model), torch.no_grad(), base:
         together = root(input_ids=ids, position_ids=positions, use_cache=False).logits[:, first:].float()
         alone = root(input_ids=ids[:, first:], use_cache=False).logits.float()
     rounding = 1e-3 if root.dtype in (torch.float32, torch.float64) else 5e-2
@@ -211,7 +233,7 @@ def dataset_rows(dataset: Any, collator: Any, count: int | None = None) -> list[
 def _check_replay(
     model: nn.Module, loss: ResponseLoss, frozen: FrozenPrefix, rows: Sequence[Row], rounding: float
 ) -> None:
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         plain = loss(model, batch_of(rows, device=frozen.device))
         with frozen.replaying(rows) as batch:
             replayed = loss(model, batch)
@@ -227,7 +249,7 @@ def _equal(one: torch.Tensor, other: torch.Tensor, rounding: float) -> bool:
     return torch.allclose(one.float(), other.float(), rtol=rounding, atol=rounding)
 
 
-class _evaluating:
+class evaluating:
     """Evaluation mode for a while; modes are put back module by module."""
 
     def __init__(self, model: nn.Module) -> None:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -25,9 +25,12 @@ from ..tuner import BASE, call_state
 from .frozen import FrozenPlan, Watch, fingerprint
 from .loss import forward_as, head_as
 from .rows import Batch, Row, batch_of, call_tokens, split
+from .shared import SharedPrefix
 from .store import GB, DiskStore, Entry, Store, choose_store, remove_folder
 
 __all__ = ["FrozenPrefix", "Unsupported"]
+
+Span: TypeAlias = "tuple[int, int]"
 
 FILL_TOKENS = 2048
 CALL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
@@ -40,11 +43,22 @@ class Unsupported(Exception):
 class FrozenPrefix:
     """The store of one model and adapter, and calls of the model that make use of it."""
 
-    def __init__(self, model: nn.Module, plan: FrozenPlan, *, folder: Path, limit_gb: float | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        plan: FrozenPlan,
+        *,
+        folder: Path,
+        limit_gb: float | None = None,
+        shared: SharedPrefix | None = None,
+    ) -> None:
         self.plan = plan
+        self.shared = shared
+        # blocks whose outputs are kept, r among them
+        self.kept = (plan.replayed,) if shared is None else shared.depths
         self.folder = folder
         self.limit_gb = limit_gb
-        self.fingerprint = fingerprint(plan.root)
+        self.fingerprint = self._fingerprint()
         kind = self.device.type
         autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
         self._numerics = str(autocast)
@@ -67,8 +81,9 @@ class FrozenPrefix:
         return self.plan.root.get_input_embeddings().weight.device
 
     @property
-    def in_memory(self) -> bool:
-        return not isinstance(self._store, DiskStore)
+    def stays(self) -> bool:
+        """Whether the entries outlive a training: those on disk that are one adapter's own do not."""
+        return self.shared is not None or not isinstance(self._store, DiskStore)
 
     def is_current(self) -> bool:
         """Whether nothing seems to have changed since the entries were made; looked at in each step."""
@@ -76,15 +91,30 @@ class FrozenPrefix:
 
     def is_valid(self, plan: FrozenPlan) -> bool:
         """The same of the weights themselves, and whether the same is edited."""
-        return plan == self.plan and self.fingerprint == fingerprint(self.plan.root)
+        own = plan if self.shared is None else self.shared.plan_of(plan)
+        return own == self.plan and self.fingerprint == self._fingerprint()
+
+    def _fingerprint(self) -> str:
+        return fingerprint(self.plan.root) if self.shared is None else self.shared.fingerprint(self.plan.root)
 
     def holds(self, row: Row) -> bool:
-        return self._store is not None and self._key(row, self.plan.starts([row])[0]) in self._store
+        return self._store is not None and self._key(row, self._spans([row])[0]) in self._store
+
+    def _is_shared(self, row: Row) -> bool:
+        """Whether an adapter before this one has left it in what they share."""
+        store = None if self.shared is None else self.shared.store
+        return store is not None and self._key(row, self._spans([row])[0]) in store
 
     def close(self, *, keep: bool = False) -> None:
-        """Let go of the entries; with `keep`, those on disk stay there."""
-        if self._store is not None:
+        """Let go of the entries; with `keep`, those on disk stay there.  What is shared is not this one's to let go."""
+        if self._store is not None and self.shared is None:
             self._store.close(keep=keep)
+
+    def _spans(self, rows: Sequence[Row]) -> list[Span]:
+        """Of each row what is kept: outputs from the first number on, keys and values before the second."""
+        if self.shared is not None:
+            return self.shared.spans(rows)
+        return [(w, w) for w in self.plan.starts(rows)]
 
     def size(self, rows: Sequence[Row]) -> int:
         """Bytes that the entries of these rows take.
@@ -93,31 +123,57 @@ class FrozenPrefix:
             Unsupported: the cache of the model is not one of keys and values of one shape a block.
         """
         probe = min(rows, key=lambda row: len(row.ids))
-        start = self.plan.starts([probe])[0]
+        span = self._spans([probe])[0]
         try:
-            entry = self._record([probe], [start])[0]
+            entry = self._record([probe], [span])[0]
         except CALL_ERRORS as error:
             # caches of other kinds end in errors of all kinds
             name = type(self.plan.root).__name__
             raise Unsupported(f"{name} takes no plain cache of keys and values ({error!r})") from error
-        hidden = entry.hidden.nbytes // max(1, len(probe.ids) - start)
+        hidden = entry.hidden.nbytes // max(1, len(probe.ids) - span[0])
         layers, _, heads, _, width = entry.kv.shape
         kv = layers * 2 * heads * width * entry.kv.element_size()
-        return sum((len(row.ids) - w) * hidden + w * kv for row, w in zip(rows, self.plan.starts(rows), strict=True))
+        spans = zip(rows, self._spans(rows), strict=True)
+        return sum((len(row.ids) - low) * hidden + high * kv for row, (low, high) in spans)
 
-    def open(self, size: int) -> None:
-        """Choose where entries go.
+    def open(self, rows: Sequence[Row]) -> int:
+        """Choose where the entries of these rows go; how many bytes those take that are not there yet.
 
         Raises:
-            Unsupported: there is no room for them.
+            Unsupported: there is no room for them, or as `size`.
         """
-        store = choose_store(size, device=self.device, folder=self.folder, limit_gb=self.limit_gb)
+        if self.shared is not None:
+            missing = [row for row in rows if not self._is_shared(row)]
+            size = self.size(missing) if missing else 0
+            store = self.shared.open(size, device=self.device)
+            if store is None:
+                # those of earlier adapters have made room
+                size = self.size(rows)
+                store = self.shared.open(size, device=self.device) or "there is no room for what adapters share"
+        else:
+            size = self.size(rows)
+            store = choose_store(size, device=self.device, folder=self.folder, limit_gb=self.limit_gb)
         if isinstance(store, str):
             raise Unsupported(store)
-        if not isinstance(store, DiskStore):
+        if self.shared is None and not isinstance(store, DiskStore):
             # of an earlier run that was broken off
             remove_folder(self.folder)
         self._store = store
+        return size
+
+    def add(self, rows: Sequence[Row]) -> None:
+        """The entries of further rows, to what several adapters share.
+
+        Raises:
+            Unsupported: there is no room for them beside the others.
+        """
+        missing = [row for row in rows if not self._is_shared(row)]
+        if missing:
+            assert self.shared is not None
+            store = self.shared.open(self.size(missing), device=self.device)
+            if store is not self._store:
+                raise Unsupported("there is no room for further rows")
+            self.fill(missing, lambda done: None)
 
     def fill(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
         """Compute the entries of the rows that have none; `advance` is told of each that is there.
@@ -132,12 +188,12 @@ class FrozenPrefix:
 
     def _fill(self, rows: Sequence[Row], advance: Callable[[int], None]) -> None:
         assert self._store is not None
-        keyed = {self._key(row, w): (row, w) for row, w in zip(rows, self.plan.starts(rows), strict=True)}
+        keyed = {self._key(row, span): (row, span) for row, span in zip(rows, self._spans(rows), strict=True)}
         missing = {key for key in keyed if key not in self._store}
         advance(len(rows) - len(missing))
         # what is there is in the parts too: sums are rounded by what is computed with them, and a run that goes on
         # where another was killed ends in the same bits
-        todo = sorted(((key, row, w) for key, (row, w) in keyed.items()), key=lambda item: len(item[1].ids))
+        todo = sorted(((key, row, span) for key, (row, span) in keyed.items()), key=lambda item: len(item[1].ids))
         while todo:
             count = max(1, FILL_TOKENS // len(todo[-1][1].ids))
             chosen, todo = todo[-count:], todo[:-count]
@@ -146,36 +202,38 @@ class FrozenPrefix:
                 due = {key for key, _, _ in part} & missing
                 if not due:
                     continue
-                entries = self._record([row for _, row, _ in part], [w for _, _, w in part])
+                entries = self._record([row for _, row, _ in part], [span for _, _, span in part])
                 self._store.add({key: entry for (key, _, _), entry in zip(part, entries, strict=True) if key in due})
                 advance(len(due))
         self._store.flush()
 
-    def _key(self, row: Row, start: int) -> str:
+    def _key(self, row: Row, span: Span) -> str:
         # the adapter is in it by r and w only: nothing else of it matters to what is stored
-        of_all = (self.fingerprint, self._numerics, self.plan.replayed, start)
+        of_all = (self.fingerprint, self._numerics, self.kept, span)
         digest = blake2b(repr(of_all).encode(), digest_size=16)
         digest.update(torch.tensor(row.ids).numpy().tobytes())
         return digest.hexdigest()
 
-    def _record(self, rows: Sequence[Row], starts: Sequence[int]) -> list[Entry]:
+    def _record(self, rows: Sequence[Row], spans: Sequence[Span]) -> list[Entry]:
         """Entries of rows, from one call of the model without its adapters, which change nothing of what is kept."""
-        root, r = self.plan.root, self.plan.replayed
+        root = self.plan.root
         batch = batch_of(rows, device=self.device)
         cache, outputs = DynamicCache(), []
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             stack.enter_context(self._state.announcing(adapter_names=(BASE,) * len(rows)))
             stack.enter_context(head_as(root.get_output_embeddings(), lambda of, hidden: hidden[:1, :1]))
-            if r >= 0:
-                handle = self.plan.blocks[r].register_forward_hook(lambda block, args, out: outputs.append(out))
-                stack.callback(handle.remove)
+            for r in self.kept:
+                if r >= 0:
+                    handle = self.plan.blocks[r].register_forward_hook(lambda block, args, out: outputs.append(out))
+                    stack.callback(handle.remove)
             root(input_ids=batch.inputs["input_ids"], **{_cache_name(root): cache}, use_cache=True)
-        hidden = self._hidden(outputs[0]) if outputs else torch.zeros(len(rows), batch.inputs["input_ids"].shape[1], 0)
-        kv = self._keys_and_values(cache, batch.inputs["input_ids"].shape)
+        shape = batch.inputs["input_ids"].shape
+        hidden = torch.stack([self._hidden(out) for out in outputs]) if outputs else torch.zeros(0, *shape, 0)
+        kv = self._keys_and_values(cache, shape)
         return [
-            Entry(hidden[i, w : len(row.ids)].clone(), kv[:, :, i, :, :w].clone())
-            for i, (row, w) in enumerate(zip(rows, starts, strict=True))
+            Entry(hidden[:, i, low : len(row.ids)].clone(), kv[:, :, i, :, :high].clone())
+            for i, (row, (low, high)) in enumerate(zip(rows, spans, strict=True))
         ]
 
     def _hidden(self, output: Any) -> Tensor:
@@ -184,8 +242,8 @@ class FrozenPrefix:
         return output[0] if isinstance(output, tuple) else output
 
     def _keys_and_values(self, cache: DynamicCache, shape: torch.Size) -> Tensor:
-        """[L, 2, B, H, T, D] of the blocks behind r."""
-        layers = cache.layers[self.plan.replayed + 1 :]
+        """[L, 2, B, H, T, D] of the blocks behind the first whose output is kept."""
+        layers = cache.layers[self.kept[0] + 1 :]
         found = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
         flat = [tensor for pair in found for tensor in pair]
         if len(cache.layers) != len(self.plan.blocks) or not all(
@@ -212,7 +270,10 @@ class FrozenPrefix:
         device = self.device
         batch = batch_of(rows, device=device, starts=starts)
         width, past = batch.inputs["input_ids"].shape[1], max(starts)
-        entries = [self._store[self._key(row, w)] for row, w in zip(rows, starts, strict=True)]
+        entries = [
+            self._own(self._store[self._key(row, span)], span[0], w)
+            for row, span, w in zip(rows, self._spans(rows), starts, strict=True)
+        ]
         if past:
             self._add_cache(batch.inputs, entries, starts, width)
         with ExitStack() as stack:
@@ -220,6 +281,15 @@ class FrozenPrefix:
                 hidden = _padded([entry.hidden for entry in entries], width, device)
                 stack.enter_context(self._passing(hidden))
             yield batch
+
+    def _own(self, entry: Entry, low: int, start: int) -> Entry:
+        """Of what is kept of a row from `low` on, the part for r and w: hidden [Q, d] and kv [L, 2, H, w, D]."""
+        r = self.plan.replayed
+        behind = entry.kv[r - self.kept[0] :, ..., :start, :]
+        if r < 0:
+            return Entry(torch.zeros(entry.hidden.shape[1] - (start - low), 0), behind)
+        at = [depth for depth in self.kept if depth >= 0].index(r)
+        return Entry(entry.hidden[at, start - low :], behind)
 
     def _add_cache(self, inputs: dict[str, Any], entries: list[Entry], starts: list[int], width: int) -> None:
         """The keys and values of each row right before its window, so that all windows begin in one column."""

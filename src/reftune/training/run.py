@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..config import ReftConfig, ReftGroup
@@ -31,6 +31,7 @@ from ..models import SAVING, load_base, save_adapter
 from .checkpoints import checkpoints_in, last_whole, only_run
 from .groups import check_factors
 from .prepare import OnFill
+from .shared import SharedPrefix, adapted
 from .trainer import REUSE, ReftTrainer
 
 __all__ = ["RunConfig", "RunResult", "number", "refuse_unknown", "train_run"]
@@ -218,17 +219,21 @@ def train_run(
     arguments = config.training_arguments()
     # of several processes one holds the folder for all
     with only_run(output) if arguments.process_index == 0 else nullcontext():
-        return _train_run(config, arguments, resume, overwrite, callbacks, on_fill)
+        return do_run(config, arguments, resume=resume, overwrite=overwrite, callbacks=callbacks, on_fill=on_fill)
 
 
-def _train_run(
+def do_run(
     config: RunConfig,
     arguments: TrainingArguments,
-    resume: bool,
-    overwrite: bool,
-    callbacks: list[TrainerCallback] | None,
-    on_fill: OnFill | None,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: list[TrainerCallback] | None = None,
+    on_fill: OnFill | None = None,
+    loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase] | None = None,
+    shared: SharedPrefix | None = None,
 ) -> RunResult:
+    """`train_run` by whoever holds the folder; `loaded` are base model and tokenizer that are there already."""
     output = Path(config.output)
     checkpoint = _checkpoint(output, resume=resume, overwrite=overwrite, quiet=arguments.process_index != 0)
     if checkpoint is not None:
@@ -238,40 +243,40 @@ def _train_run(
     if config.eval_data is not None:
         read_records(config.eval_data)
     set_seed(config.seed)
-    base, tokenizer = load_base(config.model, dtype=config.dtype)
+    base, tokenizer = loaded or load_base(config.model, dtype=config.dtype)
     dataset, eval_dataset = _datasets(config, tokenizer)
-    model = get_peft_model(base, config.reft_config())
-    assert isinstance(model, PeftModel)
-    if checkpoint is not None:
-        # what the fields above come down to in this model is known only now
-        made: Any = model.peft_config["default"]
-        _check_same_adapter(checkpoint, made, ["target_modules", "exclude_modules", "modules_to_save"])
-    trainer = ReftTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        callbacks=callbacks,
-        reuse=config.reuse,
-        reuse_limit_gb=config.reuse_limit_gb,
-        packing=config.packing,
-        lr_groups=config.lr_groups,
-        on_fill=on_fill,
-    )
-    if callbacks:
-        # Trainer's own two write to stdout and over each other
-        trainer.remove_callback(PrinterCallback)
-        trainer.remove_callback(ProgressCallback)
-    if trainer.is_world_process_zero():
-        # only now, when nothing is wrong with the run that takes its place
-        _clear(output, overwrite=overwrite)
-    start = time.perf_counter()
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    seconds = time.perf_counter() - start
-    if trainer.is_world_process_zero():
-        _save(model, output)
-    return _result(trainer, model, tokenizer, output, seconds)
+    with adapted(base, config.reft_config(), keep=loaded is None) as model:
+        if checkpoint is not None:
+            # what the fields above come down to in this model is known only now
+            made: Any = model.peft_config["default"]
+            _check_same_adapter(checkpoint, made, ["target_modules", "exclude_modules", "modules_to_save"])
+        trainer = ReftTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            reuse=config.reuse,
+            reuse_limit_gb=config.reuse_limit_gb,
+            shared=shared,
+            packing=config.packing,
+            lr_groups=config.lr_groups,
+            on_fill=on_fill,
+        )
+        if callbacks:
+            # Trainer's own two write to stdout and over each other
+            trainer.remove_callback(PrinterCallback)
+            trainer.remove_callback(ProgressCallback)
+        if trainer.is_world_process_zero():
+            # only now, when nothing is wrong with the run that takes its place
+            _clear(output, overwrite=overwrite)
+        start = time.perf_counter()
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        seconds = time.perf_counter() - start
+        if trainer.is_world_process_zero():
+            _save(model, output)
+        return _result(trainer, model, tokenizer, output, seconds)
 
 
 def _datasets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:

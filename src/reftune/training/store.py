@@ -28,7 +28,7 @@ SHARE = 0.5
 
 
 class Entry(NamedTuple):
-    """What does not change of one example: hidden [Q, d] behind the last constant block, and kv [L, 2, H, W, D]."""
+    """What does not change of one example: hidden [R, Q, d] behind R constant blocks, and kv [L, 2, H, W, D]."""
 
     hidden: Tensor
     kv: Tensor

@@ -6,7 +6,7 @@ Must not know: tasks, the command line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from .loss import ResponseLoss
 from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
-from .rows import Row, batch_of, call_tokens, packed_batch, rows_of, split
+from .rows import Batch, Row, batch_of, call_tokens, packed_batch, rows_of, split
+from .shared import SharedPrefix
 from .store import remove_folder
 
 __all__ = ["REUSE", "ReftTrainer"]
@@ -51,6 +52,7 @@ class ReftTrainer(ProcessTrainer):
       where that is exact and pays; otherwise one line says why not.  It is kept in memory up to `reuse_limit_gb` (by
       default half of what is free), else on disk below `output_dir`.  `on_fill(done, total)` takes the place of the
       progress bar while it is computed.  `reuse="off"` never does so.
+    - `shared`: a store of such prefixes that several adapters on the same base have in common.
     - Checkpoints end with a mark that lists their files; what is not whole is not resumed from.
     - `packing=True`: the rows of a batch are laid end to end in one row, without padding.
     - `lr_groups={"b": 10}`: the tensors of that name, or a module trained beside the interventions, have ten times the
@@ -76,6 +78,7 @@ class ReftTrainer(ProcessTrainer):
         *,
         reuse: str = "auto",
         reuse_limit_gb: float | None = None,
+        shared: SharedPrefix | None = None,
         packing: bool = False,
         lr_groups: Mapping[str, float] | None = None,
         on_fill: OnFill | None = None,
@@ -97,6 +100,7 @@ class ReftTrainer(ProcessTrainer):
         self.lr_groups = dict(lr_groups or {})
         self.reuse = reuse
         self.reuse_limit_gb = reuse_limit_gb
+        self.shared = shared
         self.packing = packing
         self._packing_unchecked = packing
         self._on_fill = on_fill
@@ -135,7 +139,7 @@ class ReftTrainer(ProcessTrainer):
         except BaseException:
             self._drop_frozen(keep=True)
             raise
-        if self._frozen is not None and not self._frozen.in_memory:
+        if self._frozen is not None and not self._frozen.stays:
             self._drop_frozen()
         if self._frozen is None:
             # of a run that was killed
@@ -225,7 +229,8 @@ class ReftTrainer(ProcessTrainer):
             self._packing_unchecked = not check_packing(self._inner(), inputs)
         special = self._is_special()
         if self._loss is None and not special:
-            self._loss = prepare_loss(model, self._inner(), inputs, rounding=self._rounding()) or False
+            known = {"rounding": self._rounding(), "shared": self.shared}
+            self._loss = prepare_loss(model, self._inner(), inputs, **known) or False
         if self._reuse_is_due and model.training:
             self._reuse_is_due = False
             self._prepare_reuse()
@@ -245,9 +250,15 @@ class ReftTrainer(ProcessTrainer):
         return loss
 
     def _sum_of(self, model: nn.Module, rows: Sequence[Row]) -> Tensor:
-        """The loss summed over the labels of the rows, which are computed in parts of similar length."""
-        frozen, loss = self._frozen, self._loss
+        """The loss summed over the labels of the rows."""
+        loss = self._loss
         assert isinstance(loss, ResponseLoss)
+        with self._shared_bases():
+            return torch.stack([loss(model, batch) for _, batch in self.batches(rows)]).sum()
+
+    def batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], Batch]]:
+        """The rows in parts of similar length, each as a batch to call the model with before the next one is taken."""
+        frozen = self._frozen
         if frozen is not None and not frozen.is_current():
             self._say_off("the base model or its active adapters were changed in the meantime")
             self._drop_frozen()
@@ -257,15 +268,12 @@ class ReftTrainer(ProcessTrainer):
         if other and self.accelerator.num_processes > 1:
             # one call in every process
             held, other = [], list(rows)
-        parts: list[Tensor] = []
-        with self._shared_bases():
-            for part in self._parts(other, [len(row.ids) for row in other]):
-                parts.append(loss(model, batch_of(part, device=self.args.device)))
-            for part in self._parts(held, frozen.widths(held) if frozen is not None and held else []):
-                assert frozen is not None
-                with frozen.replaying(part) as batch:
-                    parts.append(loss(model, batch))
-        return torch.stack(parts).sum()
+        for part in self._parts(other, [len(row.ids) for row in other]):
+            yield part, batch_of(part, device=self.args.device)
+        for part in self._parts(held, frozen.widths(held) if frozen is not None and held else []):
+            assert frozen is not None
+            with frozen.replaying(part) as batch:
+                yield part, batch
 
     def _parts(self, rows: Sequence[Row], widths: Sequence[int]) -> list[list[Row]]:
         if not rows:
@@ -324,6 +332,7 @@ class ReftTrainer(ProcessTrainer):
                     is_main=self.is_world_process_zero(),
                     no_bar=bool(self.args.disable_tqdm),
                     rounding=self._rounding(),
+                    shared=self.shared,
                 )
             if isinstance(found, FrozenPrefix):
                 self._frozen = found
