@@ -102,6 +102,30 @@ def test_eval_data_is_scored_beside_the_base_model(reftune: Command, base: Path,
     assert set(none.json) == KEYS | {"eval_loss"} and not (tmp_path / "c/eval").exists()
 
 
+def test_a_part_that_is_held_back_is_what_eval_scores(reftune: Command, base: Path, tmp_path: Path) -> None:
+    data = jsonl(tmp_path / "all.jsonl", messages(24))
+    where = ("train", "--model", base, "--data", data, "--epochs", 1, "--output")
+    found = reftune(*where, tmp_path / "a", "--split", 0.4, "--json")
+    assert found.code == 0, found.err
+    scored = reftune("eval", tmp_path / "a", "--tasks", data, "--split", 0.4, "--output", tmp_path / "e", "--json").json
+    adapter = found.json["scores"]["adapter"]
+    assert (adapter["n"], adapter["score"]) == (scored["scores"]["all"]["n"], scored["scores"]["all"]["score"])
+    assert 0 < adapter["n"] < 24 and found.json["eval_loss"] > 0
+    # the same by a key of the file
+    (tmp_path / "run.yaml").write_text(
+        f"{{model: {base}, data: {data}, split: 0.4, training: {{num_train_epochs: 1}}}}"
+    )
+    again = reftune("train", tmp_path / "run.yaml", "--output", tmp_path / "b", "--json").json
+    assert {**again["scores"]["adapter"], "seconds": 0} == {**adapter, "seconds": 0}
+    for more, words in (
+        (("--split", 0.2, "--eval-data", data), "give eval_data or split, not both"),
+        (("--split", 1.5), "split=1.5 is not valid"),
+        (("--split", 0.2, "--data", "no-file"), "split is for a file of records, and data='no-file' is none"),
+    ):
+        refused = reftune(*where, tmp_path / "c", *more)
+        assert refused.code == 1 and words in refused.err, refused.err
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [

@@ -18,22 +18,50 @@ from ..reporting.numbers import p_value
 from .output import bar, say
 
 if TYPE_CHECKING:
+    from ..evaluation.own import OwnEntry
     from ..evaluation.own.beside import Beside
     from ..evaluation.tasks.base import Task
     from ..training import RunConfig, RunResult
 
-__all__ = ["print_beside", "score_beside", "scored_task"]
+__all__ = ["held_back", "print_beside", "score_beside", "scored_task"]
 
 LONGEST_TEXT = 300
 FOLDER = "eval"
 
 
-def scored_task(console: Console, run: RunConfig) -> Task | None:
-    """The evaluation data as a task, and what is to be known of it; None, and why, where it cannot be scored."""
+def held_back(values: dict[str, Any], split: float | None) -> OwnEntry | None:
+    """Make two parts of `data` in the settings of a run, by `split` there or as given: data and evaluation data.
+
+    Raises:
+        ReftuneError: the data is no file, there is evaluation data already, or one of the parts is empty.
+    """
+    told = values.pop("split", None)
+    split = told if split is None else split
+    if split is None:
+        return None
+    from ..evaluation.own import OwnEntry
+    from ..evaluation.own.rows import part, read_own
+
+    data = values.get("data")
+    if values.get("eval_data") is not None:
+        raise ReftuneError("give eval_data or split, not both: a split holds a part of the data back as eval_data")
+    if not isinstance(data, str) or not Path(data).is_file():
+        raise ReftuneError(f"split is for a file of records, and data={data!r:.60} is none")
+    entry = OwnEntry(data, split=split)
+    train, test = part(read_own(data, trains=True), split, data)
+    values["data"], values["eval_data"] = ([row.record for row in rows] for rows in (train, test))
+    return entry
+
+
+def scored_task(console: Console, run: RunConfig, entry: OwnEntry | None = None) -> Task | None:
+    """The evaluation data as a task, and what is to be known of it; None, and why, where it cannot be scored.
+
+    `entry` is the file and its split, where a part of it was held back.
+    """
     from ..evaluation.own import OwnEntry, own_task
     from .evaluate import tell
 
-    file, train = run.eval_data, run.data
+    file, train = run.eval_data if entry is None else entry.file, run.data
     if not isinstance(file, str) or not Path(file).is_file():
         return None
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -41,7 +69,7 @@ def scored_task(console: Console, run: RunConfig) -> Task | None:
         return None
     try:
         # rows to train on tell duplicates, and labels that rows to score lack
-        task = own_task(OwnEntry(file, train if isinstance(train, str) and Path(train).is_file() else None))
+        task = own_task(entry or OwnEntry(file, train if isinstance(train, str) and Path(train).is_file() else None))
     except ReftuneError as error:
         say(console, f"only the loss on {file} is told, and no score: {error}")
         return None

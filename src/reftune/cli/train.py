@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..errors import ReftuneError
-from .beside import print_beside, score_beside, scored_task
+from .beside import held_back, print_beside, score_beside, scored_task
 from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
 
 if TYPE_CHECKING:
@@ -29,6 +29,9 @@ Examples:
 
     reftune train --model smollm2 --data train.jsonl --output my-adapter
 
+    reftune train --model smollm2 --data messages.csv --split 0.2
+    --output my-adapter
+
     reftune train --model smollm2 --data train.csv --eval-data test.csv --best
     --output my-adapter
 
@@ -36,11 +39,11 @@ Examples:
 
     reftune train --from-search search --pick smallest --output small-adapter
 
-The file has the keys model, data, output, eval_data, max_length, seed,
+The file has the keys model, data, output, eval_data, split, max_length, seed,
 dtype, train_on, reuse, reuse_limit_gb, packing, lr_groups, best, reft (fields
 of ReftConfig) and training (fields of transformers' TrainingArguments). Flags
-win over the file. With evaluation data the adapter is scored beside the base
-model.
+win over the file. With evaluation data, or a part of the data held back as
+such (split), the adapter is scored beside the base model.
 """
 
 
@@ -52,6 +55,7 @@ def train(
     from_search: Annotated[Path | None, typer.Option(help="Folder of a search: train one of its trials.")] = None,
     pick: Annotated[str, typer.Option(help="Of the search: best, smallest, or a trial's number.")] = "best",
     eval_data: Annotated[str | None, typer.Option(help="Records to score adapter and base model on.")] = None,
+    split: Annotated[float | None, typer.Option(help="Hold this part of the data back as evaluation data.")] = None,
     eval_rows: Annotated[int, typer.Option(min=0, help="So many of them are answered at the end; 0: none.")] = 200,
     best: Annotated[bool | None, typer.Option("--best", help="Keep the epoch with the lowest loss on them.")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank r of the edit.")] = None,
@@ -92,10 +96,11 @@ def train(
             "per_device_train_batch_size": batch_size,
         },
     )
+    entry = held_back(values, split)
     run = RunConfig.from_mapping(values)
     results, progress = consoles(as_json)
     quiet_libraries()
-    task = scored_task(progress, run) if eval_rows and run.eval_data is not None else None
+    task = scored_task(progress, run, entry) if eval_rows and run.eval_data is not None else None
     with TrainingProgress(progress) as callback:
         result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[callback], on_fill=callback.on_fill)
     end_processes()
