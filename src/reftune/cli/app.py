@@ -15,7 +15,21 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import ReftuneError
-from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise, serve, show, split_turns, train
+from . import (
+    chat,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    generate,
+    judge,
+    lm_eval,
+    memorise,
+    serve,
+    show,
+    split_turns,
+    train,
+)
 from .output import load_package
 
 __all__ = ["app", "run"]
@@ -64,6 +78,7 @@ app.command("memorise", cls=Verb)(memorise.memorise)
 app.command("split-turns", cls=Verb)(split_turns.split_turns)
 # loads the package where it must
 app.command("show")(show.show)
+app.add_typer(convert.app, name="convert")
 # all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,
