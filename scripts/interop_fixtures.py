@@ -82,6 +82,43 @@ def make_pyreft(folder: Path, names: list[str]) -> None:
         torch.save(output.logits.clone(), folder / name / "logits.pt")
 
 
+# of each case: configuration, its fields
+ADAPTERHUB: dict[str, tuple[str, dict[str, Any]]] = {
+    "loreft-tied": ("LoReftConfig", {"prefix_positions": 2, "suffix_positions": 2, "r": 2, "tied_weights": True}),
+    "loreft-untied": ("LoReftConfig", {"prefix_positions": 1, "suffix_positions": 3, "r": 2, "layers": [0, 2]}),
+    "loreft-gelu": ("LoReftConfig", {"r": 2, "layers": [1], "non_linearity": "gelu"}),
+    "noreft": ("NoReftConfig", {"prefix_positions": 2, "suffix_positions": 1, "r": 3, "layers": [1]}),
+    "direft": ("DiReftConfig", {"prefix_positions": 0, "suffix_positions": 2, "r": 2, "layers": [0, 1]}),
+}
+
+
+def make_adapterhub(folder: Path, names: list[str]) -> None:
+    """In the environment of AdapterHub's adapters."""
+    import adapters  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    from tests.interop.base_model import IDS, base_model  # noqa: PLC0415
+
+    for name in names:
+        kind, fields = ADAPTERHUB[name]
+        torch.manual_seed(sum(map(ord, name)))
+        model: Any = base_model()
+        adapters.init(model)
+        model.add_adapter("mine", config=getattr(adapters, kind)(dropout=0.0, **fields))
+        model.train_adapter("mine")
+        ids = torch.tensor(IDS)
+        optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.3)
+        for _ in range(3):
+            model(ids).logits.logsumexp(-1).mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        model.eval()
+        with torch.no_grad():
+            logits = model(ids).logits.clone()
+        model.save_adapter(str(folder / name), "mine")
+        torch.save(logits, folder / name / "logits.pt")
+
+
 def run(environment: str, *arguments: str, **variables: str) -> None:
     from benchmarks.environments import python_of  # noqa: PLC0415
 
@@ -93,7 +130,7 @@ def main() -> None:
     if len(sys.argv) > 1:
         which, folder, *names = sys.argv[1:]
         Path(folder).mkdir(parents=True, exist_ok=True)
-        {"pyreft": make_pyreft}[which](Path(folder), names)
+        {"pyreft": make_pyreft, "adapterhub": make_adapterhub}[which](Path(folder), names)
         return
     shutil.rmtree(FOLDER, ignore_errors=True)
     run("pyreft", "pyreft", str(FOLDER / "pyreft-0.1.0"), *PYREFT)
@@ -103,6 +140,7 @@ def main() -> None:
         pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(old)]
         subprocess.run([*pip, "pyreft==0.0.5", "pyvene==0.1.2", "evaluate==0.4.3"], check=True)
     run("pyreft", "pyreft", str(FOLDER / "pyreft-0.0.5"), "loreft-unshared", "direft", PYTHONPATH=str(old))
+    run("adapterhub", "adapterhub", str(FOLDER / "adapterhub-1.3.0"), *ADAPTERHUB)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -73,6 +73,36 @@ Examples:
     reftune convert pyreft my-reft --base smollm2 --positions f7+l7 --before-last --output my-adapter
 """
 app.command("pyreft")(pyreft)
+
+
+def adapterhub(
+    adapter: Annotated[Path, typer.Argument(help="Folder that model.save_adapter(DIR, NAME) wrote.", metavar="DIR")],
+    output: OutputOption,
+    base: BaseOption,
+    intervention: Annotated[
+        Literal["noreft", "direft"] | None,
+        typer.Option(help="What it was trained as, where its files do not say.", show_default=False),
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    load_package()
+    from ..interop import adapterhub as saved
+
+    results, _ = consoles(as_json)
+    quiet_libraries()
+    _, notes = saved.convert(adapter, output, base=base, intervention=intervention)
+    report(results, output, notes, as_json=as_json)
+
+
+adapterhub.__doc__ = """Convert a ReFT adapter of AdapterHub's adapters 1.x.
+
+Its files do not tell a DiReFT from a NoReFT: --intervention does.
+
+Example:
+
+    reftune convert adapterhub their-adapter --base smollm2 --output my-adapter
+"""
+app.command("adapterhub")(adapterhub)
 
 
 def report(console: Console, output: Path, notes: list[str], *, as_json: bool) -> None:

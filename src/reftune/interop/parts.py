@@ -24,10 +24,7 @@ from ..models import check_model, resolve_model, save_adapter
 from ..tuner import ReftLayer
 from ..values import ranges
 
-__all__ = ["ORTHONORMAL", "Group", "Part", "assemble", "check_orthonormal", "identity_of", "write"]
-
-# of the largest entry of RRᵀ − I; a product of Householder reflections in float32 is off by a few 1e-7
-ORTHONORMAL = 1e-5
+__all__ = ["Group", "Part", "assemble", "identity_of", "write"]
 
 
 @dataclass(frozen=True)
@@ -65,28 +62,6 @@ class Group:
         own = {"intervention": intervention, "r": rank, "act_fn": act_fn, "form": "direct"}
         where = {"component": self.component, "positions": self.positions, "tie": self.tie}
         return {**own, **where, "layers": sorted(self.phis)}
-
-
-def check_orthonormal(R: Tensor, where: str) -> None:
-    """Refuse an R [r, d] whose rows are not orthonormal: it would not be what is computed with here.
-
-    Raises:
-        ReftuneError: they are not; the message tells by how much and how that comes about.
-    """
-    wide = R.double()
-    off = float((wide @ wide.mT - torch.eye(len(R), dtype=torch.float64)).abs().max())
-    if off <= ORTHONORMAL:
-        return
-    if not wide.any():
-        why = "R is all zeros, which AdamW's weight decay does to R in pyreft; the adapter has learnt nothing that is left"
-    elif R.dtype in (torch.float16, torch.bfloat16):
-        why = f"R was rounded to {str(R.dtype).removeprefix('torch.')} when it was saved; save it in float32"
-    else:
-        why = (
-            "some versions put R together wrongly when they reload it (pyreft 0.0.5 leaves the old rotation in place), "
-            "and a checkpoint saved after that has lost it; convert the checkpoint that training wrote"
-        )
-    raise ReftuneError(f"{where}: the rows of R are not orthonormal, by {off:.1g}: {why}")
 
 
 def identity_of(part: Part) -> Part:
@@ -144,7 +119,7 @@ def _check_layers(groups: Sequence[Group], config: Any, base: str) -> None:
     beyond = {layer for group in groups for layer in group.phis if not 0 <= layer < count}
     if beyond:
         raise ReftuneError(
-            f"the adapter edits layers {ranges(beyond)}, but {base!r} has layers 0 to {count - 1}: it is of another model"
+            f"the adapter edits layers {ranges(beyond)}, but {base!r} has 0 to {count - 1}: it is of another model"
         )
 
 

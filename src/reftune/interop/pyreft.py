@@ -15,15 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import ReftuneError
 from ..models import check_model
 from ..specs import PositionSpec, parse_positions
 from ..values import shown
-from .parts import Group, Part, check_orthonormal, identity_of, write
+from .parts import Group, Part, identity_of, write
 from .pickles import json_object, tensors_of
+from .rows import check_orthonormal, from_parametrisation
 
 __all__ = ["CLASSES", "Checkpoint", "convert", "groups_of", "read_checkpoint"]
 
@@ -118,8 +118,8 @@ def _config_of(root: Path) -> Path:
         raise ReftuneError(f"{str(root)!r} is no folder; name that of a checkpoint of pyreft")
     if any(root.glob("intkey_*.bin")):
         raise ReftuneError(
-            f"{str(root)!r} has Φ but no config.json, as pyreft's trainer leaves them: load the checkpoint in pyreft and "
-            "write it with reft_model.save(DIR)"
+            f"{str(root)!r} has Φ but no config.json, as pyreft's trainer leaves them: load the checkpoint in pyreft "
+            "and write it with reft_model.save(DIR)"
         )
     raise ReftuneError(f"{str(root)!r} is no checkpoint of pyreft: it has no config.json and no intkey_*.bin")
 
@@ -138,7 +138,7 @@ def _refuse_head(root: Path) -> None:
 def _fields(values: Any) -> dict[str, Any]:
     """Of one representation: pyvene writes a list in the order of its fields, or a dictionary."""
     if isinstance(values, list) and len(values) >= len(FIELDS):
-        found = dict(zip(FIELDS, values, strict=False))
+        found: dict[str, Any] = dict(zip(FIELDS, values, strict=False))
     elif isinstance(values, dict):
         found = {name: values.get(name) for name in FIELDS}
     else:
@@ -147,8 +147,8 @@ def _fields(values: Any) -> dict[str, Any]:
         raise ReftuneError(f"config.json: {shown(values)} names no layer and component")
     if found["unit"] != "pos" or found["max_number_of_units"] != 1:
         raise ReftuneError(
-            f"config.json: unit={shown(found['unit'])}, max_number_of_units={shown(found['max_number_of_units'])} is not "
-            "valid; only single positions ('pos', 1) can be converted"
+            f"config.json: unit={shown(found['unit'])}, max_number_of_units={shown(found['max_number_of_units'])} is "
+            "not valid; only single positions ('pos', 1) can be converted"
         )
     return found
 
@@ -168,8 +168,8 @@ def _site(fields: dict[str, Any]) -> tuple[int, str]:
     match = BY_PATH.fullmatch(component)
     if match is None:
         raise ReftuneError(
-            f"component={shown(component)} cannot be converted; valid are {', '.join(COMPONENTS)} and their paths, such "
-            "as 'model.layers[3].output'"
+            f"component={shown(component)} cannot be converted; valid are {', '.join(COMPONENTS)} and their paths, "
+            "such as 'model.layers[3].output'"
         )
     return int(match[1]), OF_PATH[match[2]]
 
@@ -247,23 +247,10 @@ def _rows(left: dict[str, Tensor]) -> Tensor:
     if "rotate_layer" in left:
         kept = left.pop("rotate_layer")
     else:
-        kept = _from_parametrisation(left.pop(f"{PARAMETRISED}.original"), left.pop(f"{PARAMETRISED}.0.base"))
+        kept = from_parametrisation(left.pop(f"{PARAMETRISED}.original"), left.pop(f"{PARAMETRISED}.0.base"))
     if kept.ndim != 2:
         raise KeyError("rotate_layer of two dimensions")
     return kept.mT.contiguous()
-
-
-def _from_parametrisation(X: Tensor, base: Tensor) -> Tensor:
-    """[d, r] of what torch stores: `torch/nn/utils/parametrizations.py`, class _Orthogonal, as it is by default."""
-    if X.ndim != 2 or X.shape[0] < X.shape[1] or base.shape != (X.shape[0], X.shape[0]):
-        raise KeyError("rotate_layer of a shape that torch writes")
-    if X.shape[0] == X.shape[1]:
-        lower = X.tril()
-        return base @ torch.matrix_exp(lower - lower.mT)
-    A = X.tril(diagonal=-1)
-    tau = 2.0 / (1.0 + (A * A).sum(dim=-2))
-    # whole numbers: weight decay turns the −1 that they begin as into 0
-    return base @ (torch.linalg.householder_product(A, tau) * X.diagonal().int())
 
 
 def groups_of(checkpoint: Checkpoint, positions: str, *, before_last: bool = False) -> list[Group]:
@@ -300,8 +287,8 @@ def _placed(
         raise ReftuneError(f"{where}: {len(parts)} Φ edit it; which positions each has is not in the checkpoint")
     if len(parts) == 2 and not (spec.first and spec.last):
         raise ReftuneError(
-            f"{where}: two Φ edit it, one for the first and one for the last tokens, so positions={str(spec)!r} cannot be "
-            "right; valid are such as 'f7+l7'"
+            f"{where}: two Φ edit it, one for the first and one for the last tokens, so positions={str(spec)!r} cannot "
+            "be right; valid are such as 'f7+l7'"
         )
     first, last = parts[0], parts[-1]
     prefix = [(f"f{spec.first}", "all", [first])] if spec.first else []
