@@ -151,13 +151,17 @@ def convert(
     """
     groups, saved = read(folder, intervention=intervention)
     written = write(groups, base=base, output=output, of=saved.model_type)
-    notes = [
-        "AdapterHub edits the first tokens of every call, so while it generates also each new token; here only the prompt"
-    ]
+    notes = []
+    if saved.prefix:
+        notes.append(
+            "AdapterHub edits the first tokens of every call, so each new token as well while it generates; here only "
+            "those of the prompt"
+        )
     if saved.suffix:
         notes.append(
-            f"AdapterHub's suffix of {saved.suffix} is the end of the whole text, the response included; here it is the "
-            "end of the prompt. Both are the same for a text without a response; what was trained on responses may be worse"
+            f"AdapterHub's suffix of {saved.suffix} is the end of the whole text, the response included; here it is "
+            "the end of the prompt. For a text without a response both are the same; what was trained on responses may "
+            "be worse"
         )
     if intervention == "direft":
         notes.append("taken for a DiReFT; AdapterHub itself loads these files as a NoReFT, with other answers")

@@ -23,7 +23,7 @@ from ..interventions import Steer
 from ..peft_type import PREFIX
 from .bases import share_bases, share_no_bases
 from .calls import checkpoint_as_before, checkpoint_with_frame, install_generate, uninstall_generate
-from .context import CallState, Role
+from .context import CallState, Role, strengths_of
 from .fit import check_fit, pads_right
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
 from .quantised import is_quantised, keep_float32
@@ -218,6 +218,23 @@ class ReftModel(BaseTuner):
                 phi.set_vector(vector)
                 if strength is not None:
                     phi.a.data.fill_(strength)
+
+    def set_strength(self, adapter_name: str, value: float) -> None:
+        """Multiply the adapter's edits by `value` from now on: 1 is as trained, 0 the base, −1 the opposite.
+
+        It is no part of the adapter and is not saved; a call's own `strength` is multiplied by it.
+
+        Raises:
+            ValueError: there is no such adapter, or the value is not a finite number.
+        """
+        if adapter_name not in self.peft_config:
+            valid = ", ".join(map(repr, self.peft_config))
+            raise ValueError(f"there is no adapter {adapter_name!r}; valid are {valid}")
+        (strength,) = strengths_of([value]).tolist()
+        for layer in self._layers():
+            layer.strengths.pop(adapter_name, None)
+            if strength != 1 and adapter_name in layer.groups:
+                layer.strengths[adapter_name] = strength
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Interventions are made in float32, which PEFT's default asks for.  Without it they take the dtype of what
