@@ -25,6 +25,7 @@ from . import (
     judge,
     lm_eval,
     memorise,
+    merge,
     serve,
     show,
     split_turns,
@@ -74,6 +75,7 @@ app.command("chat", cls=Verb)(chat.chat)
 app.command("eval", cls=Verb)(evaluate.evaluate)
 app.command("compare", cls=Verb)(compare.compare)
 app.command("judge", cls=Verb)(judge.judge)
+app.command("merge", cls=Verb)(merge.merge)
 app.command("memorise", cls=Verb)(memorise.memorise)
 app.command("split-turns", cls=Verb)(split_turns.split_turns)
 # loads the package where it must

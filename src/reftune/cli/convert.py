@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -14,7 +14,7 @@ from .output import JsonFlag, command, consoles, emit, load_package, quiet_libra
 from .saved import read_saved
 from .show import as_dict, print_sites
 
-__all__ = ["app"]
+__all__ = ["BaseOption", "OutputOption", "app", "report"]
 
 OutputOption = Annotated[Path, typer.Option("--output", "-o", help="Folder of the new adapter.")]
 BaseOption = Annotated[str, typer.Option(help="The model that it was trained on: a folder or a Hub name.")]
@@ -105,13 +105,13 @@ Example:
 app.command("adapterhub")(adapterhub)
 
 
-def report(console: Console, output: Path, notes: list[str], *, as_json: bool) -> None:
+def report(console: Console, output: Path, notes: list[str], *, as_json: bool, **more: Any) -> None:
     """What was written, as its files tell it."""
     saved = read_saved(output)
     if saved is None:
         raise ReftuneError(f"{str(output)!r} was written, but its files do not read as an adapter's")
     if as_json:
-        emit({**as_dict(str(output), saved.edits), "notes": notes})
+        emit({**as_dict(str(output), saved.edits), "notes": notes, **more})
         return
     print_sites(console, saved.edits)
     for note in notes:

@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..errors import ReftuneError
+from ..tuner.parts import Group, Part
 from ..values import shown
-from .parts import Group, Part, write
+from .parts import write
 from .pickles import json_object, tensors_of
 from .rows import check_orthonormal, from_parametrisation
 

@@ -20,8 +20,9 @@ from torch import Tensor
 from ..errors import ReftuneError
 from ..models import check_model
 from ..specs import PositionSpec, parse_positions
+from ..tuner.parts import Group, Part
 from ..values import shown
-from .parts import Group, Part, identity_of, write
+from .parts import identity_of, write
 from .pickles import json_object, tensors_of
 from .rows import check_orthonormal, from_parametrisation
 

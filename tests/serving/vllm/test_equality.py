@@ -60,6 +60,7 @@ def test_strengths(world: World, eager: Any) -> None:
     """The same prompt with the same adapter, more and less of it: the cache of prefixes takes none for another."""
     import torch
     from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
     from vllm.inputs import TokensPrompt
 
     prompt, asked = list(range(30, 78)), []
@@ -94,7 +95,7 @@ def test_strengths(world: World, eager: Any) -> None:
     assert len(different) > 24, "strengths change nothing"
     for value in (11, "much", True):
         params = SamplingParams(max_tokens=1, extra_args={"reft_strength": value})
-        with pytest.raises(ValueError, match="reft_strength"):
+        with pytest.raises(VLLMValidationError, match="reft_strength"):
             eager.generate(
                 TokensPrompt(prompt_token_ids=prompt), params, lora_request=named(world, world.names[0]), use_tqdm=False
             )
