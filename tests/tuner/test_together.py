@@ -53,9 +53,8 @@ def test_the_sum_is_exact(kind: str) -> None:
 
 def test_activations_and_active_rows_are_kept() -> None:
     parts = {"subspaces": [[0], [1, 2]], "active_subspaces": [1], "r": 3}
-    model = model_of(
-        {"intervention": "direft", "act_fn": "gelu"}, {"intervention": "direft", "act_fn": "gelu", **parts}
-    )
+    common = {"intervention": "direft", "act_fn": "gelu"}
+    model = model_of(common, {**common, **parts})
     base, one, two = state(model), state(model, "default"), state(model, "other")
     model.add_weighted_adapter(["default", "other"], [1, 1], "both", combination_type="cat")
     torch.testing.assert_close(state(model, "both"), one + two - base, atol=1e-4, rtol=1e-4)

@@ -21,6 +21,7 @@ from . import (
     convert,
     demo,
     evaluate,
+    export,
     generate,
     judge,
     lm_eval,
@@ -81,6 +82,7 @@ app.command("split-turns", cls=Verb)(split_turns.split_turns)
 # loads the package where it must
 app.command("show")(show.show)
 app.add_typer(convert.app, name="convert")
+app.add_typer(export.app, name="export")
 # all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,

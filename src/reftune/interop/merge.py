@@ -15,13 +15,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..adapter_files import adapter_config
 from ..errors import ReftuneError
 from ..files import write_text
-from ..models import resolve_model
 from ..tuner.parts import Group
 from ..tuner.together import combined, row_space, rows_of
-from .parts import check_output, groups_in, write
+from .parts import base_of, check_output, groups_in, write
 
 __all__ = ["Angles", "merge", "principal_angles"]
 
@@ -73,7 +71,7 @@ def merge(
     if weights is not None and len(weights) != len(labels):
         raise ReftuneError(f"{len(weights)} weights for {len(labels)} adapters")
     check_output(output)
-    name = base or _base_of(labels)
+    name = base or base_of(labels)
     apart = {label: groups_in(label, base=name) for label in labels}
     own = dict(zip(labels, weights or [1.0] * len(labels), strict=True))
     try:
@@ -87,20 +85,6 @@ def merge(
 
         write_text(folder / PICTURE, picture_of(angles))
     return folder, angles
-
-
-def _base_of(labels: Sequence[str]) -> str:
-    """The base model that all of them name.
-
-    Raises:
-        ReftuneError: they name different ones, or none.
-    """
-    named = {label: adapter_config(label).base_model_name_or_path for label in labels}
-    found = {resolve_model(name) if name else None for name in named.values()}
-    if len(found) > 1 or None in found:
-        told = ", ".join(f"{label!r} of {name!r}" for label, name in named.items())
-        raise ReftuneError(f"the adapters are not of one base model: {told}; if it is one, name it with --base")
-    return str(next(iter(named.values())))
 
 
 def _angles(one: str, first: Sequence[Group], two: str, second: Sequence[Group]) -> list[Angles]:

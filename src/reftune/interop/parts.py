@@ -24,7 +24,7 @@ from ..tuner import ReftLayer
 from ..tuner.parts import Group, Part, config_of, fill, taken_apart
 from ..values import ranges, shown
 
-__all__ = ["assemble", "check_output", "groups_in", "identity_of", "on_no_weights", "write"]
+__all__ = ["assemble", "base_of", "check_output", "groups_in", "identity_of", "on_no_weights", "write"]
 
 
 def identity_of(part: Part) -> Part:
@@ -127,3 +127,17 @@ def groups_in(adapter: str, *, base: str) -> list[Group]:
         return taken_apart([layer for layer in model.modules() if isinstance(layer, ReftLayer)], "default")
     except ValueError as error:
         raise ReftuneError(f"{adapter!r}: {error}") from error
+
+
+def base_of(labels: Sequence[str]) -> str:
+    """The base model that all of them name.
+
+    Raises:
+        ReftuneError: they name different ones, or none.
+    """
+    named = {label: adapter_config(label).base_model_name_or_path for label in labels}
+    found = {resolve_model(name) if name else None for name in named.values()}
+    if len(found) > 1 or None in found:
+        told = ", ".join(f"{label!r} of {name!r}" for label, name in named.items())
+        raise ReftuneError(f"the adapters are not of one base model: {told}; if it is one, name it with --base")
+    return str(next(iter(named.values())))
