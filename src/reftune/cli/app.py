@@ -31,6 +31,7 @@ from . import (
     show,
     split_turns,
     train,
+    transfer,
 )
 from .output import load_package
 
@@ -79,6 +80,7 @@ app.command("judge", cls=Verb)(judge.judge)
 app.command("merge", cls=Verb)(merge.merge)
 app.command("memorise", cls=Verb)(memorise.memorise)
 app.command("split-turns", cls=Verb)(split_turns.split_turns)
+app.command("transfer", cls=Verb)(transfer.transfer)
 # loads the package where it must
 app.command("show")(show.show)
 app.add_typer(convert.app, name="convert")
