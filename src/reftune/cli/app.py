@@ -30,6 +30,7 @@ from . import (
     serve,
     show,
     split_turns,
+    steer,
     train,
     transfer,
 )
@@ -80,6 +81,7 @@ app.command("judge", cls=Verb)(judge.judge)
 app.command("merge", cls=Verb)(merge.merge)
 app.command("memorise", cls=Verb)(memorise.memorise)
 app.command("split-turns", cls=Verb)(split_turns.split_turns)
+app.command("steer", cls=Verb)(steer.steer)
 app.command("transfer", cls=Verb)(transfer.transfer)
 # loads the package where it must
 app.command("show")(show.show)

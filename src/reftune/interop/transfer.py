@@ -16,23 +16,21 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data import encode_prompt
 from ..errors import ReftuneError
 from ..models import load_base
-from ..tuner import find_stacks
 from ..tuner.parts import Group, Part
 from ..tuner.together import combined, rows_of
 from .parts import base_of, check_output, groups_in, write
+from .states import blocks_of, states_of
 
 __all__ = ["Fit", "Matched", "matched_layer", "transfer"]
 
 # Of prompts, every fifth is held back; of the diagonal's mean, so much is added to it.
 HELD_BACK = 5
 RIDGE = 1e-3
-# Tokens of all prompts together whose states are kept; of longer prompts evenly, from the first to the last.
-MOST_TOKENS = 8192
 
 
 class Matched(NamedTuple):
@@ -93,17 +91,17 @@ def transfer(
     loaded = [load_base(one, dtype=torch.float32) for one in (name, target)]
     tokens = [[encode_prompt(prompt, tokenizer) for prompt in prompts] for _, tokenizer in loaded]
     same = tokens[0] == tokens[1]
-    depths = [len(_blocks(model)) for model, _ in loaded]
+    depths = [len(blocks_of(model)) for model, _ in loaded]
     wanted = {layer: matched_layer(layer, *depths) for group in groups for layer in group.phis}
     sides = (sorted(wanted), sorted(set(wanted.values())))
     seen = [
-        _states(model, ids, layers, last=not same)
+        states_of(model, ids, layers, last=not same)
         for (model, _), ids, layers in zip(loaded, tokens, sides, strict=True)
     ]
     fits, matched = {}, []
     for layer, other in sorted(wanted.items()):
-        x, held_x = seen[1][other]
-        y, held_y = seen[0][layer]
+        x, held_x = _parted(seen[1][other])
+        y, held_y = _parted(seen[0][layer])
         fits[layer] = Fit.of(x, y, held_x, held_y), Fit.of(y, x, held_y, held_x)
         matched.append(Matched(layer, other, fits[layer][0].r2, fits[layer][1].r2))
     folder = write(_carried(groups, wanted, fits, adapter), base=target, output=output)
@@ -118,38 +116,13 @@ def transfer(
     return folder, matched, note
 
 
-def _blocks(model: nn.Module) -> tuple[str, ...]:
-    stacks = find_stacks(model)
-    if len(stacks) != 1:
-        raise ReftuneError(f"{type(model).__name__} has {len(stacks)} stacks of blocks; only one can be matched")
-    return stacks[0].blocks
-
-
-@torch.inference_mode()
-def _states(model: Any, tokens: Sequence[list[int]], layers: Sequence[int], *, last: bool) -> dict[int, Any]:
-    """Layer → what its block returns for the tokens of the fitted and of the held-back prompts, [n, d] each."""
-    paths = _blocks(model)
-    found: dict[int, tuple[list[Tensor], list[Tensor]]] = {layer: ([], []) for layer in layers}
-    held, most = 0, max(2, MOST_TOKENS // len(tokens))
-
-    def keep(layer: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            h = output[0] if isinstance(output, (tuple, list)) else output
-            count = h.shape[1]
-            chosen = [count - 1] if last else torch.linspace(0, count - 1, min(most, count)).round().long()
-            found[layer][held].append(h[0, chosen])
-
-        return hook
-
-    hooks = [model.get_submodule(paths[layer]).register_forward_hook(keep(layer)) for layer in layers]
-    try:
-        for i, ids in enumerate(tokens):
-            held = int(i % HELD_BACK == HELD_BACK - 1)
-            model(torch.tensor([ids], device=model.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return {layer: (torch.cat(fitted).cpu(), torch.cat(rest).cpu()) for layer, (fitted, rest) in found.items()}
+def _parted(states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """[n, d] of the prompts that maps are fitted to, and of the held-back ones."""
+    held = [i % HELD_BACK == HELD_BACK - 1 for i in range(len(states))]
+    return (
+        torch.cat([h for h, is_held in zip(states, held, strict=True) if not is_held]),
+        torch.cat([h for h, is_held in zip(states, held, strict=True) if is_held]),
+    )
 
 
 def _carried(
