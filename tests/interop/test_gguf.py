@@ -32,7 +32,7 @@ def test_what_is_written_is_what_is_added_at_every_token(kind: str, tmp_path: Pa
     model, adapter = saved(tmp_path, intervention=kind)
     export(adapter, tmp_path / "vector.gguf")
     reader = gguf.GGUFReader(tmp_path / "vector.gguf")
-    fields = {name: reader.get_field(name).contents() for name in reader.fields if "." in name and name[0] != "G"}
+    fields = {name: field.contents() for name, field in reader.fields.items() if "." in name and name[0] != "G"}
     assert fields["general.architecture"] == "controlvector"
     assert fields["controlvector.model_hint"] == "llama" and fields["controlvector.layer_count"] == 3
     directions = {tensor.name: torch.tensor(tensor.data) for tensor in reader.tensors}

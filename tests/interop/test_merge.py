@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def adapters(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def test_merged_adapters_do_what_the_model_does_with_both(adapters, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("reftune.models.load_tokenizer", lambda name: None)
     folder, angles = merge(adapters, tmp_path / "both", weights=[1, 0.5])
+    model: Any
     model, _ = load_adapter(folder)
     for name, path in zip(("one", "two"), adapters, strict=True):
         model.load_adapter(path, name)

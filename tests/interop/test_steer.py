@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -33,6 +34,7 @@ def test_an_adapter_that_adds_the_direction(tmp_path: Path) -> None:
     positive, negative = ([pair[side] for pair in pairs] for side in (0, 1))
     folder, found, best = steer(str(base), tmp_path / "made", positive=positive, negative=negative)
     assert len(found) == 2 * len(DIRECTIONS) and best.apart == max(one.apart for one in found) == 1
+    model: Any
     model, tokenizer = load_adapter(folder)
     ids = tokenizer("w9 w8 w7", return_tensors="pt").input_ids
     states = {}
