@@ -7,12 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from reftune.errors import ReftuneError
 from reftune.interop.adapterhub import convert, read
-from reftune.models import load_adapter
-from tests.interop.base_model import IDS, base_model, save_base
+from tests.interop.base_model import save_base
+from tests.interop.same import assert_same_logits
 
 FIXTURES = Path(__file__).parent / "fixtures" / "adapterhub-1.3.0"
 FREE = {"noreft", "direft"}
@@ -23,15 +22,7 @@ def test_logits_are_those_of_adapterhub(case: Path, tmp_path: Path, monkeypatch:
     base = str(save_base(tmp_path / "base"))
     kind = case.name if case.name in FREE else None
     _, notes = convert(case, tmp_path / "adapter", base=base, intervention=kind)
-    # the tiny base has no tokenizer
-    monkeypatch.setattr("reftune.models.load_tokenizer", lambda name: None)
-    model, _ = load_adapter(tmp_path / "adapter")
-    ids = torch.tensor(IDS)
-    with torch.no_grad():
-        ours, bare = model(ids).logits, base_model()(ids).logits
-    theirs = torch.load(case / "logits.pt", weights_only=True)
-    assert (theirs - bare).abs().max() > 0.1, "the case edits nothing"
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert_same_logits(case, tmp_path / "adapter", monkeypatch)
     has_suffix = json.loads((case / "adapter_config.json").read_text())["config"]["suffix_positions"] > 0
     assert any("end of the whole text" in note for note in notes) == has_suffix
 

@@ -15,8 +15,8 @@ import torch
 
 from reftune.errors import ReftuneError
 from reftune.interop.pyreft import convert, groups_of, read_checkpoint
-from reftune.models import load_adapter
-from tests.interop.base_model import IDS, base_model, save_base
+from tests.interop.base_model import save_base
+from tests.interop.same import assert_same_logits
 
 FIXTURES = Path(__file__).parent / "fixtures"
 POSITIONS = {
@@ -45,15 +45,7 @@ def test_logits_are_those_of_pyreft(case: Path, base: str, tmp_path: Path, monke
     before_last = case.name == "loreft-before-last"
     where = {"positions": POSITIONS[case.name], "before_last": before_last}
     convert(case, tmp_path / "adapter", base=base, act_fn=act_fn, **where)
-    # the tiny base has no tokenizer
-    monkeypatch.setattr("reftune.models.load_tokenizer", lambda name: None)
-    model, _ = load_adapter(tmp_path / "adapter")
-    ids = torch.tensor(IDS)
-    with torch.no_grad():
-        ours, bare = model(ids).logits, base_model()(ids).logits
-    theirs = torch.load(case / "logits.pt", weights_only=True)
-    assert (theirs - bare).abs().max() > 0.1, "the case edits nothing"
-    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+    assert_same_logits(case, tmp_path / "adapter", monkeypatch)
 
 
 def changed(case: str, to: Path) -> Path:
