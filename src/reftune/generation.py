@@ -13,7 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import encode_prompt
-from .errors import DataError
+from .errors import DataError, ReftuneError
 from .models import refuse_encoder
 
 __all__ = [
@@ -56,8 +56,8 @@ def generate_texts(
     """The response to each prompt, in order; a prompt is a record of `reftune.data` or a raw text.
 
     Batches are made of prompts of similar length, padded on the left.  `progress` gets the number of prompts done.
-    Further arguments go to `generate`; greedy decoding unless they say otherwise, whatever the model's own generation
-    configuration says.
+    Further arguments go to `generate`, of which `strength` is a number or one for each prompt; greedy decoding
+    unless they say otherwise, whatever the model's own generation configuration says.
     """
     texts = [""] * len(prompts)
     done = 0
@@ -93,14 +93,19 @@ def generate_batches(
     padding, ends = tokenizer.pad_token_id, end_tokens(getattr(model, "generation_config", None), tokenizer)
     defaults = {**GREEDY, "pad_token_id": padding, "eos_token_id": ends}
     arguments = {**defaults, **generate_arguments}
+    strength = arguments.pop("strength", None)
+    dials = [strength] * len(encoded) if strength is None or not hasattr(strength, "__len__") else list(strength)
+    if len(dials) != len(encoded):
+        raise ReftuneError(f"strength has {len(dials)} entries for {len(encoded)} prompts")
     sees_padding = any(arguments.get(name) not in (None, GREEDY.get(name)) for name in SEE_PADDING)
 
     def answer(chosen: list[int]) -> list[tuple[int, str]]:
         width = max(len(encoded[i]) for i in chosen)
         ids = torch.tensor([[padding] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen])
+        turned = {} if strength is None else {"strength": [dials[i] for i in chosen]}
         with torch.inference_mode():
-            made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **arguments)
+            made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **turned, **arguments)
         texts = [str(tokenizer.decode(row[width:], skip_special_tokens=True)) for row in made]
         return [(i, whole_characters(text)) for i, text in zip(chosen, texts, strict=True)]
 

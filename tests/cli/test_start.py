@@ -84,7 +84,7 @@ def test_an_adapter_is_shown_without_torch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("typed", "offered"), [("tr", "train"), ("train --res", "--resume"), ("show --po", "--positions")]
+    ("typed", "offered"), [("trai", "train"), ("train --res", "--resume"), ("show --po", "--positions")]
 )
 def test_completion_knows_verbs_and_flags_and_loads_no_torch(typed: str, offered: str) -> None:
     words = f"reftune {typed}"

@@ -15,7 +15,26 @@ import typer
 from typer.core import TyperCommand
 
 from ..errors import ReftuneError
-from . import chat, compare, demo, evaluate, generate, judge, lm_eval, memorise, search, serve, show, split_turns, train
+from . import (
+    chat,
+    compare,
+    convert,
+    demo,
+    evaluate,
+    export,
+    generate,
+    judge,
+    lm_eval,
+    memorise,
+    merge,
+    search,
+    serve,
+    show,
+    split_turns,
+    steer,
+    train,
+    transfer,
+)
 from .output import load_package
 
 __all__ = ["app", "run"]
@@ -61,10 +80,15 @@ app.command("eval", cls=Verb)(evaluate.evaluate)
 app.command("compare", cls=Verb)(compare.compare)
 app.command("search", cls=Verb)(search.search)
 app.command("judge", cls=Verb)(judge.judge)
+app.command("merge", cls=Verb)(merge.merge)
 app.command("memorise", cls=Verb)(memorise.memorise)
 app.command("split-turns", cls=Verb)(split_turns.split_turns)
+app.command("steer", cls=Verb)(steer.steer)
+app.command("transfer", cls=Verb)(transfer.transfer)
 # loads the package where it must
 app.command("show")(show.show)
+app.add_typer(convert.app, name="convert")
+app.add_typer(export.app, name="export")
 # all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from .generate import StyleOption, style_for
+from .generate import StrengthOption, StyleOption, style_for, turn
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
 
 __all__ = ["chat"]
@@ -34,6 +34,7 @@ def chat(
     base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
     prompt_style: StyleOption = None,
+    strength: StrengthOption = None,
     memory: Annotated[bool, typer.Option(help="Keep earlier turns in the prompt.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -43,6 +44,7 @@ def chat(
     results, progress = consoles(as_json)
     quiet_libraries()
     model, tokenizer = load_adapter(adapter, base=base)
+    turn(model, strength, adapter=adapter)
     style = style_for(adapter, tokenizer, chosen=prompt_style, console=progress)
     keeps = memory and style.style == "messages"
     if memory and not keeps:

@@ -22,6 +22,7 @@ from ..evaluation.own import FORMS, tasks_of
 from ..evaluation.tasks import GROUPS, TASKS
 from ..evaluation.tasks.base import Given, Task
 from ..files import check_writable, read_json, write_json
+from .generate import StrengthOption, turn
 from .output import JsonFlag, bar, command, consoles, emit, quiet_libraries, say
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def evaluate(
         int | None, typer.Option(min=1, help="Prompts at once, on transformers.  [what memory holds]")
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="In place of the tasks' own.")] = None,
+    strength: StrengthOption = None,
     dtype: Annotated[str, typer.Option(help="Of the base model: auto, float32, bfloat16, float16.")] = "float32",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew.")] = False,
     as_json: JsonFlag = False,
@@ -100,6 +102,7 @@ def evaluate(
     rows = {task.name: task_rows(task, "test", data_dir=data_dir, limit=limit) for task in chosen}
     generation = {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
     settings = {"adapter": adapter, "base": base, "dtype": dtype, "generation": generation}
+    settings["strength"] = strength
     settings |= {"files": fingerprint(adapter), "base_files": fingerprint(base)}
     if not overwrite:
         check_folder(folder, settings)
@@ -107,7 +110,9 @@ def evaluate(
         refuse_encoder(adapter, check_model(adapter))
     labels = head_of(adapter, chosen)
     arguments = [{**task.generation, **generation} for task in chosen]
-    model, tokenizer, note = loaded(adapter, base, dtype, labels, engine=engine, generation=arguments)
+    model, tokenizer, note = loaded(
+        adapter, base, dtype, labels, engine=engine, generation=arguments, strength=strength
+    )
     if note is not None:
         say(progress, note)
     earlier = clear(folder) if overwrite else summary_of(folder)
@@ -155,6 +160,7 @@ def loaded(
     *,
     engine: str,
     generation: Sequence[dict[str, Any]],
+    strength: float | None = None,
 ) -> tuple[Any, Any, str | None]:
     """What answers, its tokenizer, and why that is not vLLM, where vLLM is there and cannot."""
     from ..adapter_files import adapter_config, is_adapter
@@ -168,12 +174,16 @@ def loaded(
         chosen, note = choose_engine(engine, name, adapter if has_adapter else None, generation)
         if chosen == "vllm":
             found = vllm_engine(name, adapter if has_adapter else None, dtype=dtype)
+            turn(found, strength, adapter=adapter)
             return found, found.tokenizer, note
     elif engine == "vllm":
         raise ReftuneError(f"{adapter!r} is a classifier, which vLLM does not run here; use --engine transformers")
     if has_adapter:
-        return *load_adapter(adapter, base=base, dtype=dtype, labels=labels), note
-    return *load_base(adapter, dtype=dtype), note
+        model, tokenizer = load_adapter(adapter, base=base, dtype=dtype, labels=labels)
+    else:
+        model, tokenizer = load_base(adapter, dtype=dtype)
+    turn(model, strength, adapter=adapter)
+    return model, tokenizer, note
 
 
 def tell(console: Console, tasks: Sequence[Task]) -> None:

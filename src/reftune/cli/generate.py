@@ -13,7 +13,12 @@ from ..data.style import STYLE_FILE, STYLES, PromptStyle
 from ..errors import ReftuneError
 from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
 
-__all__ = ["StyleOption", "generate", "style_for"]
+__all__ = ["StrengthOption", "StyleOption", "generate", "style_for", "turn"]
+
+StrengthOption = Annotated[
+    float | None,
+    typer.Option(help="What the edits are multiplied by: 0 is the base, -1 the opposite.  [1]", show_default=False),
+]
 
 StyleOption = Annotated[
     Literal["messages", "instruction", "prompt"] | None,
@@ -49,6 +54,7 @@ def generate(
     batch_size: Annotated[int, typer.Option(min=1, help="Prompts at once.")] = 8,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     prompt_style: StyleOption = None,
+    strength: StrengthOption = None,
     raw: Annotated[bool, typer.Option("--raw", help="The same as --prompt-style prompt.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -65,6 +71,7 @@ def generate(
     if not prompts:
         raise typer.BadParameter("there is nothing to generate from; give --prompt TEXT or --file FILE")
     model, tokenizer = load_adapter(adapter, base=base)
+    turn(model, strength, adapter=adapter)
     records: list[Any] = prompts
     if any(isinstance(p, str) for p in prompts):
         style = style_for(adapter, tokenizer, chosen="prompt" if raw else prompt_style, console=progress)
@@ -85,6 +92,19 @@ def generate(
 
 
 generate.__doc__ = EXAMPLE
+
+
+def turn(model: Any, strength: float | None, *, adapter: str) -> None:
+    """Set the strength of the adapter that was loaded.
+
+    Raises:
+        ReftuneError: it is of another method, whose adapters have none.
+    """
+    if strength is None:
+        return
+    if not hasattr(model, "set_strength"):
+        raise ReftuneError(f"--strength {strength:g}: only ReFT adapters have a strength, and {adapter!r} is none")
+    model.set_strength("default", strength)
 
 
 def style_for(adapter: str, tokenizer: Any, *, chosen: str | None, console: Console) -> PromptStyle:

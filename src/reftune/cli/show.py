@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..tuner import ReftLayer
 
-__all__ = ["show"]
+__all__ = ["as_dict", "print_sites", "show"]
 
 EXAMPLE = """Show which layers and tokens an adapter edits.
 
@@ -65,9 +65,9 @@ def show(
             # one that cannot be is refused here as by every other verb
             PromptStyle.read(target)
             if as_json:
-                emit(_as_dict(target, saved.edits))
+                emit(as_dict(target, saved.edits))
             else:
-                _print(results, saved.edits)
+                print_sites(results, saved.edits)
                 results.print(f"\n[bold]{_parameters(saved.edits):,}[/bold] parameters")
                 say(
                     results,
@@ -89,9 +89,9 @@ def show(
     total = sum(p.numel() for name, p in model.named_parameters() if "intervention_" not in name)
     pieces = [str(tokenizer.decode([token])) for token in ids]
     if as_json:
-        emit(_as_dict(target, edits, pieces, total))
+        emit(as_dict(target, edits, pieces, total))
         return
-    _print(results, edits)
+    print_sites(results, edits)
     _print_prompt(results, edits, pieces)
     trained = _parameters(edits)
     results.print(
@@ -174,7 +174,7 @@ def _parameters(edits: list[Edit]) -> int:
     return sum(edit.parameters for edit in edits)
 
 
-def _as_dict(
+def as_dict(
     target: str, edits: list[Edit], pieces: list[str] | None = None, total: int | None = None
 ) -> dict[str, Any]:
     """What --json prints; `pieces` of the prompt and `total`, the base's parameters, are not known without the base."""
@@ -205,7 +205,7 @@ def _alike(edits: list[Edit]) -> list[list[Edit]]:
     return list(found.values())
 
 
-def _print(console: Console, edits: list[Edit]) -> None:
+def print_sites(console: Console, edits: list[Edit]) -> None:
     """A table of the sites, layers that are alike in one row."""
     table = Table(title="sites")
     for column in ("layers", "component", "intervention", "positions", "rank", "parameters a layer"):

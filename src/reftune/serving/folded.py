@@ -41,6 +41,10 @@ class Affine(NamedTuple):
     def rank(self) -> int:
         return 0 if self.A is None else len(self.A)
 
+    def times(self, strength: float) -> Affine:
+        """strength · δ(h)."""
+        return Affine(self.A, *(None if t is None else strength * t for t in (self.B, self.g, self.v)))
+
     def __call__(self, h: Tensor) -> Tensor:
         """h [..., d] → δ(h), in the dtype of h."""
         delta = torch.zeros_like(h) if self.v is None else self.v.expand_as(h)

@@ -1,4 +1,4 @@
-"""How large the values of an adapter's configuration may be, and how messages show them.
+"""How large the values of an adapter's configuration, and of a request, may be, and how messages show them.
 
 Must not know: what the values mean.
 """
@@ -9,7 +9,10 @@ from typing import Any
 
 from .pieces import breathe
 
-__all__ = ["check_sizes", "cut", "plain"]
+__all__ = ["STRONGEST", "check_sizes", "cut", "plain"]
+
+# What edits may be multiplied by, either way.
+STRONGEST = 10
 
 # Ranks, layers and the like.
 NUMBER_LIMIT = 1 << 14

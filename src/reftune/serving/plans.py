@@ -120,14 +120,16 @@ def most_sets(sites: Sites) -> int:
     return max(map(len, sets_by_length(sites)))
 
 
-def block_key(digest: str, edits: Sequence[Edit], start: int, end: int) -> str | None:
+def block_key(digest: str, edits: Sequence[Edit], start: int, end: int, *, strength: float = 1.0) -> str | None:
     """What the keys and values of tokens [start, end) depend on besides the tokens; None if on nothing.
 
-    That is which of them are edited by what.  What is edited before them is in the keys of the blocks before.
+    That is which of them are edited by what and how strongly.  What is edited before them is in the keys of the blocks
+    before.
     """
     inside = []
     for edit in edits:
         a, b = max(edit.start, start), end if edit.stop is None else min(edit.stop, end)
         if a < b:
             inside.append(f"{a}-{b}:" + ",".join(".".join(map(str, part)) for part in edit.parts))
-    return f"{digest}/{';'.join(inside)}" if inside else None
+    turned = "" if strength == 1 else f"*{strength!r}"
+    return f"{digest}{turned}/{';'.join(inside)}" if inside else None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..positions import Segments, segments_from_mask, segments_of_full_rows
 from .caches import Filled, filled_columns, find_cache, note_of, put_note
-from .context import PROMPT_LENGTH, SUBSPACES, CallState, Progress
+from .context import PROMPT_LENGTH, STRENGTH, SUBSPACES, CallState, Progress, strengths_of
 from .prompts import check_lengths
 
 __all__ = ["checkpoint_as_before", "checkpoint_with_frame", "install_generate", "uninstall_generate"]
@@ -53,7 +53,7 @@ def refuse_continuous_batching(name: str, *args: Any, **kwargs: Any) -> Any:
 
 def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwargs: Any) -> Any:
     """`generate` of the model's class; every forward call within knows the prompts as they are at this moment."""
-    lengths, subspaces = kwargs.pop(PROMPT_LENGTH, None), kwargs.pop(SUBSPACES, None)
+    lengths, subspaces, strength = (kwargs.pop(name, None) for name in (PROMPT_LENGTH, SUBSPACES, STRENGTH))
     if state.announced[-1].prompts is not None:
         # drafts of a model that is its own assistant: the prompts are those of the generation around it
         return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
@@ -61,6 +61,8 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
     known: dict[str, Any] = {"generating": True, "bases": {}, "progress": Progress()}
     if subspaces is not None:
         known["subspaces"] = subspaces
+    if strength is not None:
+        known["strength"] = strengths_of(strength)
     config: Any = root.config
     if config.is_encoder_decoder:
         known["decoder_columns"] = _decoder_columns(root, kwargs)

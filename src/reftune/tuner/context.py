@@ -25,6 +25,7 @@ from .caches import Filled
 
 __all__ = [
     "PROMPT_LENGTH",
+    "STRENGTH",
     "SUBSPACES",
     "CallState",
     "Frame",
@@ -35,10 +36,13 @@ __all__ = [
     "frame_of_full_rows",
     "pick",
     "required_frame",
+    "strengths_of",
+    "turned",
 ]
 
 PROMPT_LENGTH = "prompt_length"
 SUBSPACES = "subspaces"
+STRENGTH = "strength"
 
 SubspaceChoice = Sequence[Sequence[int]]
 # causal: prompt and response in one row (or no response: BERT); encoder: of an encoder-decoder, all is prompt;
@@ -207,6 +211,34 @@ def _warn_of_turns(spec: PositionSpec) -> None:
         )
 
 
+def strengths_of(value: Any) -> Tensor:
+    """What a caller gives as `strength`, a number or one for each row, as a tensor [1] or [rows].
+
+    Raises:
+        ValueError: it is something else, or not finite.
+    """
+    try:
+        found = torch.as_tensor(value, dtype=torch.float64).detach().cpu()
+    except (TypeError, ValueError, RuntimeError):
+        found = torch.tensor(torch.nan)
+    if found.ndim > 1 or not found.numel() or not bool(found.isfinite().all()):
+        raise ValueError(f"strength={value!r} is not valid; use a number, 1 for the edit as it is, or one for each row")
+    return found.reshape(-1)
+
+
+def turned(delta: Tensor, own: float | None, outer: Outer, rows: Tensor, batch: int) -> Tensor:
+    """delta [N, P, d] times the adapter's own strength and the call's; rows [N, P] are batch rows."""
+    if own is not None:
+        delta = delta * own
+    if outer.strength is None:
+        return delta
+    if batch % len(outer.strength):
+        raise ValueError(f"strength has {len(outer.strength)} entries for a batch of {batch} rows")
+    # beams and several sequences repeat the rows in place
+    table = outer.strength.to(delta).repeat_interleave(batch // len(outer.strength))
+    return delta * table[rows][..., None]
+
+
 @dataclass
 class Progress:
     """How far a generation is whose cache does not count its columns."""
@@ -245,6 +277,8 @@ class Outer:
 
     adapter_names: tuple[str, ...] | None = None
     subspaces: SubspaceChoice | None = None
+    strength: Tensor | None = None
+    """[1] or [rows]: what the edits of each row are multiplied by; None: by 1."""
     prompts: Segments | None = None
     prompt_columns: int = 0
     decoder_columns: int = 1

@@ -20,7 +20,7 @@ from ..config import ReftGroup
 from ..interventions import INTERVENTIONS, Intervention
 from ..peft_type import PREFIX
 from ..positions import PositionSpec, joint_span, own_slots, unit_slices
-from .context import CallState, Frame, frame_of_full_rows, pick, required_frame
+from .context import CallState, Frame, frame_of_full_rows, pick, required_frame, turned
 from .quantised import put_back
 
 __all__ = ["BASE", "ReftLayer", "edit_input", "edit_output"]
@@ -58,7 +58,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names: tuple[str, ...] = ()
-    other_param_names: tuple[str, ...] = ("groups",)
+    other_param_names: tuple[str, ...] = ("groups", "strengths")
 
     def __init__(self, width: int, state: CallState, *, layer: int, host: nn.Module, has_tokens: bool) -> None:
         super().__init__()
@@ -70,6 +70,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         self.has_tokens = has_tokens
         self.pads_right = False
         self.groups: dict[str, list[ReftGroup]] = {}
+        self.strengths: dict[str, float] = {}  # of those whose strength is not 1
         self._work: dict[tuple[str, ...], Work] = {}
         self.only_prompts = True
         self.fresh: set[str] = set()
@@ -106,6 +107,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def forget(self, adapter_name: str) -> None:
         """Undo `update_layer`, even one that failed halfway."""
         self.groups.pop(adapter_name, None)
+        self.strengths.pop(adapter_name, None)
         for name in self.adapter_layer_names:
             found = self._modules[name]
             if isinstance(found, nn.ModuleDict) and adapter_name in found:
@@ -302,6 +304,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
                 # a slot that is not valid may point at padding, whose state may be NaN, and so its gradient
                 delta_NPD = self._delta(frame, adapter, unit, torch.where(at.valid, h_NPD, 0), mask)
                 delta_NPD = torch.where(at.valid, delta_NPD, 0)
+            delta_NPD = turned(delta_NPD, self.strengths.get(adapter), self.state.outer, at.rows, h.shape[0])
             deltas.append(delta_NPD.to(h.dtype).flatten(0, 1))
             places.append(at.tokens.flatten())
         if len(places) == 1:
@@ -324,6 +327,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             keep = of_rows if keep is None else keep & of_rows
         if keep is not None:
             delta = torch.where(keep[..., None], delta, 0)
+        delta = turned(delta, self.strengths.get(adapter), self.state.outer, every_row[:, None], h.shape[0])
         return edited + delta.to(h.dtype)
 
     def _delta(self, frame: Frame | None, adapter: str, unit: Unit, h: Tensor, mask: Tensor | None) -> Tensor:

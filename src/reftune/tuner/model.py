@@ -6,7 +6,7 @@ Must not know: training.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -23,13 +23,15 @@ from ..interventions import Steer
 from ..peft_type import PREFIX
 from .bases import share_bases, share_no_bases
 from .calls import checkpoint_as_before, checkpoint_with_frame, install_generate, uninstall_generate
-from .context import CallState, Role
+from .context import CallState, Role, strengths_of
 from .fit import check_fit, pads_right
 from .layer import BASE, MERGE_REFUSED, ReftLayer, edit_input, edit_output, groups_overlap
+from .parts import config_of, fill, taken_apart
 from .quantised import is_quantised, keep_float32
 from .sites import Site, find_root, find_sites, find_stacks, layer_number, model_of_tokens, models_above, module_width
 from .surplus import warn_of_surplus
 from .targets import settle_targets
+from .together import combined
 from .watch import WATCHED, allow_whole_texts, unwatch, watch
 
 __all__ = ["ReftModel"]
@@ -218,6 +220,65 @@ class ReftModel(BaseTuner):
                 phi.set_vector(vector)
                 if strength is not None:
                     phi.a.data.fill_(strength)
+
+    def add_weighted_adapter(
+        self,
+        adapters: Sequence[str],
+        weights: Sequence[float],
+        adapter_name: str,
+        combination_type: str = "sum",
+    ) -> None:
+        """Add an adapter whose edits are those of `adapters` together, each times its weight; it is exact.
+
+        combination_type: "sum" (or "linear", "cat"), "orthogonalize" or "disjoint"; see `tuner.together`.
+
+        Raises:
+            ValueError: names or weights are wrong, or the adapters collide in positions or ranks, or one is not an
+                affine low-rank edit where another edits the same tokens; nothing is added then.
+        """
+        unknown = sorted(set(adapters) - set(self.peft_config))
+        if unknown or not adapters or len(set(adapters)) < len(adapters):
+            raise ValueError(f"adapters={list(adapters)!r} must be different ones of {', '.join(self.peft_config)}")
+        if len(weights) != len(adapters):
+            raise ValueError(f"{len(weights)} weights for {len(adapters)} adapters")
+        if adapter_name in self.peft_config:
+            raise ValueError(f"there is an adapter {adapter_name!r} already")
+        saved = [name for name in adapters if self.peft_config[name].modules_to_save]
+        if saved:
+            raise ValueError(f"{saved[0]!r} was trained with modules of the model, which cannot be combined")
+        own = dict(zip(adapters, strengths_of(list(weights)).tolist(), strict=True))
+        layers = self._layers()
+        groups = combined({name: taken_apart(layers, name) for name in adapters}, own, combination_type)
+        first = self.peft_config[adapters[0]]
+        with warnings.catch_warnings():
+            # starts that do not matter, as all is filled in
+            warnings.simplefilter("ignore")
+            config = config_of(groups, task_type=first.task_type, inference_mode=True)
+            config.base_model_name_or_path = first.base_model_name_or_path
+            self.peft_config[adapter_name] = config
+            try:
+                self.inject_adapter(self.model, adapter_name)
+            except Exception:
+                del self.peft_config[adapter_name]
+                raise
+        fill(self._layers(), adapter_name, config, groups)
+
+    def set_strength(self, adapter_name: str, value: float) -> None:
+        """Multiply the adapter's edits by `value` from now on: 1 is as trained, 0 the base, −1 the opposite.
+
+        It is no part of the adapter and is not saved; a call's own `strength` is multiplied by it.
+
+        Raises:
+            ValueError: there is no such adapter, or the value is not a finite number.
+        """
+        if adapter_name not in self.peft_config:
+            valid = ", ".join(map(repr, self.peft_config))
+            raise ValueError(f"there is no adapter {adapter_name!r}; valid are {valid}")
+        (strength,) = strengths_of([value]).tolist()
+        for layer in self._layers():
+            layer.strengths.pop(adapter_name, None)
+            if strength != 1 and adapter_name in layer.groups:
+                layer.strengths[adapter_name] = strength
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # Interventions are made in float32, which PEFT's default asks for.  Without it they take the dtype of what

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -339,3 +340,26 @@ def test_a_server_of_the_base_alone(serve: Serve, plain: dict[str | None, Any]) 
         prompt = encode_prompt({"messages": ASK}, TOKENIZER)
         assert chat(alone.client()).choices[0].message.content == text_of(plain_answer(plain[None], prompt, 8))
         assert [model.id for model in alone.client().models.list()] == [BASE]
+
+
+def test_the_strength_of_an_adapter(client: OpenAI) -> None:
+    """0 is the base model's answer, 1 the adapter's, whatever is in the same batch."""
+    name = NAMES[1]
+
+    def ask(model: str = name, **body: Any) -> list[float]:
+        options = {"max_tokens": 1, "logprobs": 5, "extra_body": body}
+        return list(complete(client, model, list(range(5, 25)), **options).choices[0].logprobs.top_logprobs[0].values())
+
+    base, own = pytest.approx(ask(BASE), abs=1e-4), pytest.approx(ask(), abs=1e-4)
+    assert ask(BASE) != own
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda strength: ask(reft_strength=strength), [0, 1, 2.5, 0, -1, 2.5]))
+    assert found[0] == found[3] == base and found[1] == own
+    assert found[2] == pytest.approx(found[5], abs=1e-4)
+    for other in (found[2], found[4]):
+        assert other != own and other != base
+    for wrong in (11, -10.5, "much"):
+        with pytest.raises(openai.BadRequestError, match="reft_strength"):
+            ask(reft_strength=wrong)
+    with pytest.raises(openai.BadRequestError, match="is the base model"):
+        ask(BASE, reft_strength=0.5)

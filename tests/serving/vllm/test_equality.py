@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.vllm.engines import ask, cached_tokens, close, engine, prepare, wrong
+from tests.serving.vllm.engines import ask, cached_tokens, close, engine, named, prepare, wrong
 from tests.serving.vllm.worlds import World, add_loras, make_world, mixed_requests
 
 pytestmark = pytest.mark.vllm
@@ -54,6 +54,51 @@ def test_mixed_requests(world: World, eager: Any) -> None:
     assert wrong(eager, world, requests) == []
     # again, with the cache of prefixes full of what others left
     assert wrong(eager, world, mixed_requests(world.names, count=REQUESTS // 3, seed=1)) == []
+
+
+def test_strengths(world: World, eager: Any) -> None:
+    """The same prompt with the same adapter, more and less of it: the cache of prefixes takes none for another."""
+    import torch
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.inputs import TokensPrompt
+
+    prompt, asked = list(range(30, 78)), []
+    for name in world.names[:12]:
+        asked += [(name, strength) for strength in (1.0, 0.5, 0.0, -1.0, 3.0)]
+    outputs = eager.generate(
+        [TokensPrompt(prompt_token_ids=prompt)] * len(asked),
+        [
+            SamplingParams(
+                temperature=0, max_tokens=4, ignore_eos=True, detokenize=False, extra_args={"reft_strength": strength}
+            )
+            for _, strength in asked
+        ],
+        lora_request=[named(world, name) for name, _ in asked],
+        use_tqdm=False,
+    )
+    different = set()
+    for (name, strength), output in zip(asked, outputs, strict=True):
+        with torch.inference_mode():
+            wanted = world.model.generate(
+                input_ids=torch.tensor([prompt]),
+                adapter_names=[name],
+                strength=strength,
+                max_new_tokens=4,
+                min_new_tokens=4,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )[0, len(prompt) :].tolist()
+        assert list(output.outputs[0].token_ids) == wanted, (name, strength)
+        different.add((name, tuple(wanted)))
+    assert len(different) > 24, "strengths change nothing"
+    for value in (11, "much", True):
+        params = SamplingParams(max_tokens=1, extra_args={"reft_strength": value})
+        with pytest.raises(VLLMValidationError, match="reft_strength"):
+            eager.generate(
+                TokensPrompt(prompt_token_ids=prompt), params, lora_request=named(world, world.names[0]), use_tqdm=False
+            )
 
 
 def test_conversations_go_on(world: World, eager: Any) -> None:
@@ -116,7 +161,7 @@ def test_without_our_keys_answers_are_wrong(world: World, monkeypatch: pytest.Mo
 
     # the engine's core in this process, where it can be reached
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    monkeypatch.setattr(keys, "block_key", lambda *args: None)
+    monkeypatch.setattr(keys, "block_key", lambda *args, **more: None)
     llm = engine(world)
     try:
         assert wrong(llm, world, mixed_requests(world.names, count=REQUESTS)) != []

@@ -140,6 +140,8 @@ async def answer(
     max_tokens: int | None,
 ) -> Response:
     """Queue the rows of a request and reply with what comes of them."""
+    if body.reft_strength is not None and service.adapter_of(body.model) is None:
+        raise ApiError(400, f"{body.model!a} is the base model, which has no strength", param="reft_strength")
     ticket = Ticket(timeout=service.settings.request_timeout)
     count = body.n or 1
     if len(prompts) * count > service.settings.max_queue:
@@ -147,11 +149,12 @@ async def answer(
         raise ApiError(400, f"{len(prompts) * count} answers at once; at most {service.settings.max_queue}", param="n")
     ends = frozenset(body.stop_token_ids or ()) | (frozenset() if body.ignore_eos else service.ends)
     continues = isinstance(form, CompletionFormat)
+    strength = 1.0 if body.reft_strength is None else body.reft_strength
     for prompt in prompts:
         room = service.reader.room(prompt, max_tokens)
         for i in range(count):
             sampling = body.sampling(i, vocabulary=service.reader.vocabulary)
-            asked = RowRequest(prompt, room, sampling, body.stops, ends, continues)
+            asked = RowRequest(prompt, room, sampling, body.stops, ends, continues, strength)
             listener = ticket.listener(len(ticket.rows))
             ticket.rows.append(Row(asked, service.tokenizer, listener, streams=bool(body.stream)))
     began = time.monotonic()

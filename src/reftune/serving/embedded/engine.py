@@ -270,6 +270,7 @@ class Engine:
             [row.adapter for row in rows],
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
+            strength=[row.request.strength for row in rows],
             prompt_length=torch.tensor([len(row.request.prompt) for row in rows], device=device),
             generation_config=GenerationConfig(
                 max_new_tokens=max(row.left for row in rows), do_sample=False, pad_token_id=self.pad_token

@@ -35,6 +35,8 @@ class RowRequest:
     """Tokens that end the answer and are no part of it."""
     continues: bool = False
     """Whether the text goes on from the prompt's, or begins anew, as in a chat."""
+    strength: float = 1.0
+    """What the adapter's edits are multiplied by."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ...errors import DataError
+from ..limits import STRONGEST
 from .sampling import SamplingOptions
 
 __all__ = [
@@ -98,6 +99,7 @@ class GenerationRequest(Request, ABC):
     frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     repetition_penalty: Annotated[float, Field(gt=0, le=100)] | None = None
     logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    reft_strength: Annotated[float, Field(ge=-STRONGEST, le=STRONGEST)] | None = None
 
     @field_validator("stop")
     @classmethod

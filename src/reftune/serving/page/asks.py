@@ -32,6 +32,7 @@ class Question:
     is_chat: bool
     max_tokens: int
     temperature: float
+    strength: float = 1.0
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -68,10 +69,12 @@ class Server:
         found = await self._reply("POST", "/tokenize", {"model": model, "return_token_strs": True, **question.prompt})
         return found["token_strs"]
 
-    async def answer(self, model: str, question: Question) -> AsyncIterator[str]:
-        """Pieces of the model's answer, as they are made."""
+    async def answer(self, model: str, question: Question, *, turned: bool = False) -> AsyncIterator[str]:
+        """Pieces of the model's answer, as they are made; `turned`: an adapter, to the question's strength."""
         path = "/v1/chat/completions" if question.is_chat else "/v1/completions"
         body = {"model": model, "stream": True, "max_tokens": question.max_tokens, "temperature": question.temperature}
+        if turned and question.strength != 1:
+            body["reft_strength"] = question.strength
         try:
             async with self.client.stream("POST", path, json={**body, **question.prompt}) as reply:
                 if reply.is_error:

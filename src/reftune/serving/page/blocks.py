@@ -71,6 +71,7 @@ class Page:
             with gr.Row():
                 kind = gr.Radio([CHAT, TEXT], value=CHAT, label="Sent as", elem_id="kind", scale=2)
                 tokens = gr.Number(256, label="Tokens at most", precision=0, minimum=1, elem_id="max-tokens")
+                dial = gr.Slider(-2, 3, 1, step=0.1, label="Strength of the adapter", elem_id="strength", scale=2)
                 heat = gr.Number(0, label="Temperature", minimum=0, maximum=2, step=0.1, elem_id="temperature")
                 ask = gr.Button("Ask both", variant="primary", elem_id="ask")
                 stop = gr.Button("Stop", elem_id="stop")
@@ -89,7 +90,7 @@ class Page:
             asked = gr.on(
                 [ask.click, prompt.submit],
                 self.answered,
-                [adapter, prompt, kind, tokens, heat],
+                [adapter, prompt, kind, tokens, heat, dial],
                 [edited, note, base_answer, own_answer],
                 api_visibility="private",
                 show_progress="hidden",
@@ -112,13 +113,22 @@ class Page:
         return gr.Dropdown(choices=adapters, value=value), f"base model {base}; {count}"
 
     async def answered(
-        self, adapter: str | None, prompt: str, kind: str, tokens: float | None, heat: float | None, request: gr.Request
+        self,
+        adapter: str | None,
+        prompt: str,
+        kind: str,
+        tokens: float | None,
+        heat: float | None,
+        dial: float | None,
+        request: gr.Request,
     ) -> AsyncIterator[tuple[Any, Any, str, str]]:
         """The marks, then both answers as they grow."""
         if not prompt:
             yield [], "write a prompt first", "", ""
             return
-        question = Question(prompt, kind == CHAT, int(tokens or 1), float(heat or 0))
+        question = Question(
+            prompt, kind == CHAT, int(tokens or 1), float(heat or 0), 1.0 if dial is None else float(dial)
+        )
         async with self._server(request) as server:
             try:
                 base = await server.base()
@@ -128,7 +138,8 @@ class Page:
                 return
             yield marks, words, "", "" if adapter else NO_ADAPTER
             models = [base, adapter] if adapter else [base]
-            async with aclosing(side_by_side([server.answer(model, question) for model in models])) as texts:
+            streams = [server.answer(model, question, turned=model == adapter) for model in models]
+            async with aclosing(side_by_side(streams)) as texts:
                 async for found in texts:
                     yield gr.skip(), gr.skip(), found[0], found[1] if adapter else NO_ADAPTER
 

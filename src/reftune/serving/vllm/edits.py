@@ -26,7 +26,10 @@ __all__ = ["Edits", "Window", "activate", "active", "edit_rows"]
 
 logger = logging.getLogger("vllm.reftune")
 
-Key = tuple[str, tuple[Part, ...]]
+# Digest, Φ, strength.
+Key = tuple[str, tuple[Part, ...], float]
+# Of strengths other than 1, so many are kept: requests may name any number.
+MOST_TURNED = 64
 
 
 class Window(NamedTuple):
@@ -36,6 +39,7 @@ class Window(NamedTuple):
     edits: tuple[Edit, ...]
     start: int
     stop: int
+    strength: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class Edits:
                     b = window.stop if edit.stop is None else min(edit.stop, window.stop)
                     if a < b:
                         shift = offset - window.start
-                        ranges.setdefault((window.digest, edit.parts), []).append((a + shift, b + shift))
+                        key = (window.digest, edit.parts, window.strength)
+                        ranges.setdefault(key, []).append((a + shift, b + shift))
             offset += window.stop - window.start
         if self.bank is not None:
             self.bank.assign({key: found for key, found in ranges.items() if self._maps(key)}, self._maps)
@@ -108,7 +113,15 @@ class Edits:
                 self.missing.add(key[0])
                 return {}
             found = {layer: adapter.at(layer, key[1]) for layer in self.layers}
-            self.maps[key] = {layer: one for layer, one in found.items() if any(t is not None for t in one)}
+            # those of the strength 1 are made of the adapter, others of these, so that their sums are not made anew
+            self.maps[key] = {
+                layer: one if key[2] == 1 else one.times(key[2])
+                for layer, one in found.items()
+                if any(t is not None for t in one)
+            }
+            turned = [other for other in self.maps if other[2] != 1]
+            if len(turned) > MOST_TURNED:
+                del self.maps[turned[0]]
         return self.maps[key]
 
     # --- the op -------------------------------------------------------------------------------------------------------

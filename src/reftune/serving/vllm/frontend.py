@@ -15,10 +15,11 @@ from typing import Any
 from ..adapters import AdapterError
 from ..cards import AdapterCard
 from ..folded import FoldedAdapter
+from ..limits import STRONGEST
 from .adapters import ReadAdapter, Reader
 from .loaded import Loaded
 from .options import KEY, options_of, refusal_of, why_not
-from .requests import WIRE, ReftRequest, Wire
+from .requests import STRENGTH, WIRE, ReftRequest, Wire
 
 __all__ = ["forget", "install", "load_async", "reader_of", "ready"]
 
@@ -30,10 +31,14 @@ def install() -> None:
     from vllm.engine.arg_utils import EngineArgs  # noqa: PLC0415 — in processes of vLLM only
     from vllm.entrypoints.generate.beam_search.offline import BeamSearchOfflineMixin  # noqa: PLC0415
     from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin  # noqa: PLC0415
+    from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest  # noqa: PLC0415
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest  # noqa: PLC0415
     from vllm.v1.engine.async_llm import AsyncLLM  # noqa: PLC0415
     from vllm.v1.engine.input_processor import InputProcessor  # noqa: PLC0415
     from vllm.v1.engine.llm_engine import LLMEngine  # noqa: PLC0415
 
+    for body in (ChatCompletionRequest, CompletionRequest):
+        body.to_sampling_params = _with_strength(body.to_sampling_params)
     EngineArgs.create_engine_config = _configured(EngineArgs.create_engine_config)
     InputProcessor.process_inputs = _resolved(InputProcessor.process_inputs)
     LLMEngine.add_request = _ensured(LLMEngine.add_request)
@@ -72,7 +77,10 @@ def _resolved(own: Any) -> Any:
         request, params = values.get("lora_request"), values.get("params")
         if WIRE in (getattr(params, "extra_args", None) or {}):
             raise _error(f"{WIRE!r} is not for clients to set", WIRE)
+        strength = _strength(params)
         if not isinstance(request, ReftRequest):
+            if strength is not None:
+                raise _error("the request is for no ReFT adapter, so it has no strength", STRENGTH)
             return own(*given.args, **given.kwargs)
         if request.card is None:
             raise _error(f"the adapter {request.lora_name!r} was not loaded before the request", "lora_request")
@@ -90,11 +98,39 @@ def _resolved(own: Any) -> Any:
         # these are a copy of its own
         made.sampling_params.extra_args = {
             **(made.sampling_params.extra_args or {}),
-            WIRE: Wire.of(request.card).to_wire(),
+            WIRE: Wire.of(request.card, 1.0 if strength is None else strength).to_wire(),
         }
         return made
 
     return process_inputs
+
+
+def _strength(params: Any) -> float | None:
+    """What a request says of it, None if nothing.
+
+    Raises:
+        VLLMValidationError: it is no number, or too large.
+    """
+    value = (getattr(params, "extra_args", None) or {}).get(STRENGTH)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -STRONGEST <= value <= STRONGEST:
+        raise _error(f"{STRENGTH}={value!r} is not valid; use a number from -{STRONGEST} to {STRONGEST}", STRENGTH)
+    return float(value)
+
+
+def _with_strength(own: Any) -> Any:
+    """A field of the body becomes one of the sampling parameters."""
+
+    @functools.wraps(own)
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        made = own(self, *args, **kwargs)
+        value = (getattr(self, "model_extra", None) or {}).get(STRENGTH)
+        if value is not None:
+            made.extra_args = {**(made.extra_args or {}), STRENGTH: value}
+        return made
+
+    return to_sampling_params
 
 
 def _ensured(own: Any) -> Any:

@@ -43,7 +43,7 @@ def install() -> None:
         wire = wire_of(request.sampling_params)
         if wire is not None:
             edits = wire.edits(request.num_prompt_tokens)
-            key = block_key(wire.digest, edits, start_token_idx, end_token_idx)
+            key = block_key(wire.digest, edits, start_token_idx, end_token_idx, strength=wire.strength)
             found += [] if key is None else [("reftune", key)]
         return found
 

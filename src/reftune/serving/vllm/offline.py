@@ -117,6 +117,7 @@ class VllmEngine:
         self.base = resolve_model(base)
         self.tokenizer = load_tokenizer(self.base)
         self._request: Any = None
+        self._extra: dict[str, Any] | None = None
         more: dict[str, Any] = {}
         if adapter is not None:
             more = self._adapter(adapter)
@@ -153,6 +154,18 @@ class VllmEngine:
         self._request = LoRARequest("scored", 1, str(folder))
         highest = max([found.r, *(found.rank_pattern or {}).values()])
         return {"enable_lora": True, "max_lora_rank": next(r for r in LORA_RANKS if r >= highest)}
+
+    def set_strength(self, adapter_name: str, value: float) -> None:
+        """As `ReftModel.set_strength`, of the one adapter that there is.
+
+        Raises:
+            ReftuneError: it is no ReFT adapter.
+        """
+        from .requests import STRENGTH, ReftRequest  # noqa: PLC0415
+
+        if not isinstance(self._request, ReftRequest):
+            raise ReftuneError("only ReFT adapters have a strength, and this is none")
+        self._extra = {STRENGTH: float(value)}
 
     def batches(
         self, prompts: Sequence[dict[str, Any] | str], *, batch_size: int | None = None, **generation: Any
@@ -195,7 +208,7 @@ class VllmEngine:
         ends = generation.get("eos_token_id", self.ends)
         stop = [ends] if isinstance(ends, int) else list(ends or ())
         given["max_tokens"] = min(given["max_tokens"], room)
-        return SamplingParams(**given, stop_token_ids=stop, detokenize=False)
+        return SamplingParams(**given, stop_token_ids=stop, detokenize=False, extra_args=self._extra)
 
     def _text(self, output: Any) -> str:
         tokens = list(output.outputs[0].token_ids)

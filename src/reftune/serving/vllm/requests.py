@@ -15,10 +15,12 @@ from vllm.lora.request import LoRARequest
 from ..cards import AdapterCard
 from ..plans import Edit, Sites, plan, sites_from_wire
 
-__all__ = ["WIRE", "ReftRequest", "Wire", "wire_of"]
+__all__ = ["STRENGTH", "WIRE", "ReftRequest", "Wire", "wire_of"]
 
 # A key of SamplingParams.extra_args that clients cannot set.
 WIRE = "_reftune"
+# A key of SamplingParams.extra_args that clients set, in the body of a request a field of its own.
+STRENGTH = "reft_strength"
 
 
 class ReftRequest(LoRARequest):
@@ -40,21 +42,25 @@ class Wire(NamedTuple):
 
     digest: str
     sites: Sites
+    strength: float = 1.0
 
     @classmethod
-    def of(cls, card: AdapterCard) -> Wire:
-        return cls(card.digest, card.sites)
+    def of(cls, card: AdapterCard, strength: float = 1.0) -> Wire:
+        return cls(card.digest, card.sites, strength)
 
     def edits(self, length: int) -> tuple[Edit, ...]:
         """Those of a prompt of `length` tokens."""
         return plan(self.sites, length)
 
     def to_wire(self) -> dict[str, Any]:
-        return {"digest": self.digest, "sites": [[list(group) for group in site] for site in self.sites]}
+        sites = [[list(group) for group in site] for site in self.sites]
+        return {"digest": self.digest, "sites": sites, "strength": self.strength}
 
 
 def wire_of(params: Any) -> Wire | None:
     """Of a request's `SamplingParams`, None if it is for the base model."""
     extra: Mapping[str, Any] = getattr(params, "extra_args", None) or {}
     found = extra.get(WIRE)
-    return None if found is None else Wire(str(found["digest"]), sites_from_wire(found["sites"]))
+    if found is None:
+        return None
+    return Wire(str(found["digest"]), sites_from_wire(found["sites"]), float(found["strength"]))

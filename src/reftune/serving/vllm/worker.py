@@ -183,7 +183,7 @@ def watch_second(runner: Any, edits: Edits) -> None:
 def _window(wire: Wire | None, length: int, start: int, count: int) -> Window:
     if wire is None:
         return Window(None, (), start, start + count)
-    return Window(wire.digest, wire.edits(length), start, start + count)
+    return Window(wire.digest, wire.edits(length), start, start + count, wire.strength)
 
 
 def _after(owner: Any, name: str, told: Callable[..., None]) -> None:

@@ -1,0 +1,71 @@
+"""`reftune merge`: several adapters of one model become one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from .convert import OutputOption, report
+from .output import JsonFlag, consoles, quiet_libraries
+
+__all__ = ["merge"]
+
+EXAMPLE = """Make one adapter of several.
+
+Modes: sum adds the edits where adapters edit the same tokens, which is exact;
+orthogonalize first takes out of each later one what the earlier ones write
+into; disjoint refuses adapters that edit the same tokens.  A table tells the
+principal angles between what they write into, layer by layer: 90 degrees is
+nothing in common, 0 the same.
+
+Example:
+
+    reftune merge german polite --mode orthogonalize --output both
+"""
+
+
+def merge(
+    adapters: Annotated[list[str], typer.Argument(help="Folders or Hub names of two or more adapters.")],
+    output: OutputOption,
+    mode: Annotated[
+        Literal["sum", "orthogonalize", "disjoint"], typer.Option(help="What becomes of edits of the same tokens.")
+    ] = "sum",
+    weights: Annotated[
+        str | None, typer.Option(help="What each adapter's edits are multiplied by, with commas.  [1 each]")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapters name.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    from ..interop.merge import PICTURE
+    from ..interop.merge import merge as merged
+
+    results, _ = consoles(as_json)
+    quiet_libraries()
+    folder, angles = merged(adapters, output, mode=mode, weights=numbers(weights), base=base)
+    picture = folder / PICTURE
+    if angles and not as_json:
+        table = Table(title="principal angles, degrees, the largest first")
+        for column in ("adapters", "component", "layer", "angles"):
+            table.add_column(column)
+        for found in angles:
+            degrees = " ".join(f"{angle:.0f}" for angle in found.degrees) or "-"
+            table.add_row(f"{found.first}, {found.second}", found.component, str(found.layer), degrees)
+        results.print(table)
+    notes = [f"the angles as a picture: {picture}"] if picture.is_file() else []
+    report(results, Path(output), notes, as_json=as_json, angles=[found._asdict() for found in angles])
+
+
+merge.__doc__ = EXAMPLE
+
+
+def numbers(text: str | None) -> list[float] | None:
+    """Numbers with commas."""
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not numbers with commas, such as 1,0.5") from None
