@@ -214,12 +214,13 @@ def test_what_a_killed_process_left_is_tried_again(folder: Path, tmp_path: Path)
         file.write(b'{"op_code": 4, "wor')
     running = [t.number for t in study_of(output).trials if t.state.name == "RUNNING"]
     done = [t for t in study_of(output).trials if t.state.name not in ("RUNNING", "WAITING")]
-    assert len(running) == 1
+    assert len(running) == 1 and any((output / "work").iterdir())
     # the first trials that were not yet begun come before it
     budget = len(done) + len(Space.of(SPACE).starts()) + 1
     found = search(config_of(folder, budget=budget, epochs=8), output)
     assert {entry["state"] for entry in found["trials"]} <= {"done", "stopped"}
     assert len(found["trials"]) == budget and running[0] not in {entry["number"] for entry in found["trials"]}
+    assert not any((output / "work").iterdir())
     assert "left" in study_of(output).trials[running[0]].user_attrs
     # it was the second of the first ones, or a later one: each of them is there once
     chosen = [entry["chosen"] for entry in found["trials"]]

@@ -64,7 +64,7 @@ def search(
     said = {"command": command, "data_dir": data_dir}
     tell = say or (lambda what, entry: None)
     with opened(output, made_from=made_from, space=space, sampler=config.sampler, seed=config.seed) as study:
-        work = output / "work" / study.worker
+        work = study.work_folder()
         try:
             with Bench(config, task, rows, folder=work) as bench:
                 searcher = _Search(config, study, bench, rows, output, said, tell)

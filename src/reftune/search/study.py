@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -31,7 +32,7 @@ except ImportError:  # Windows
 
 __all__ = ["SearchStudy", "check_optuna", "opened"]
 
-NAME, FILE, WORKERS = "search", "study.journal", "workers"
+NAME, FILE, WORKERS, WORK = "search", "study.journal", "workers", "work"
 METRICS = ["score", "log10 of trained parameters"]
 # Of the trials that come to a rung one in so many goes on (asynchronous successive halving, Li et al. 2020).
 ETA = 3
@@ -161,6 +162,14 @@ class SearchStudy:
         running = [t for t in self.study.get_trials(deepcopy=False) if t.state == self.states.RUNNING]
         workers = {t.user_attrs.get("worker") for t in running} - {self.worker}
         return any(worker is None or is_held(self.folder / WORKERS / worker) for worker in workers)
+
+    def work_folder(self) -> Path:
+        """Where this process may keep what it needs meanwhile; what ended ones left there is removed."""
+        work = self.folder / WORK
+        for left in work.iterdir() if work.is_dir() else ():
+            if left.name != self.worker and not is_held(self.folder / WORKERS / left.name):
+                shutil.rmtree(left, ignore_errors=True)
+        return work / self.worker
 
     def alone(self) -> AbstractContextManager[None]:
         """Inside, no other process is so; it is waited for."""
