@@ -67,6 +67,8 @@ IN_DETAIL: dict[str, dict[str, Any]] = {
     "response": {"layers": [0], "positions": "response", "intervention": "noreft"},
     "prompt": {"layers": [2], "positions": "prompt", "intervention": "direft"},
     "all": {"layers": [1], "positions": "all"},
+    "terms": {"layers": [1, 2], "positions": "p[2:4]+g2-id(9)", "tie": "group"},
+    "ids": {"layers": [1], "positions": f"id({','.join(map(str, range(5, 97, 3)))})+l1"},
     "l1 of an attention below": {"layers": [0], "positions": "l1", "component": "attention_output"},
 }
 CASES = [

@@ -70,6 +70,8 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
         if lengths is not None:
             check_lengths(prompts, lengths := torch.as_tensor(lengths), columns, may_go_on=False)
             prompts = prompts.with_lengths(lengths)
+        # what is generated lies behind the padding of prompts that were padded on the right
+        prompts = prompts._replace(gap=(prompts.stop, torch.full_like(prompts.stop, columns)))
         known.update(prompts=prompts, prompt_columns=columns)
         if root.training:
             state.sampled_behind = _texts(prompts, args, kwargs)
