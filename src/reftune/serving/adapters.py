@@ -30,7 +30,7 @@ from ..config import ReftConfig, ReftGroup, resolve_layers
 from ..errors import ReftuneError
 from ..interventions import INTERVENTIONS
 from ..peft_type import PREFIX
-from ..positions import unit_count
+from ..positions import content_terms, unit_count
 from ..tuner.layer import groups_overlap
 from .limits import check_sizes, cut, plain
 from .pieces import breathe
@@ -47,6 +47,7 @@ NAMES = ("target_modules", "exclude_modules")
 # Each position takes room in every batch, whatever the prompts' lengths, and each Φ time in every step.
 POSITIONS_LIMIT = 2048
 UNITS_LIMIT = 512
+IDS_LIMIT = 256
 SHAPES_LIMIT = 256
 # Canonical numbers only: "00" would be another name of what "0" names.
 NUMBER = "0|[1-9][0-9]{0,5}"
@@ -296,12 +297,17 @@ def _parse_config(folder: Path, content: bytes) -> ReftConfig:
 
 def _check_counts(groups: list[ReftGroup]) -> None:
     """Refuse more positions or Φ than are served; `ValueError` says how many."""
-    positions = sum(group.spec.count for group in groups)
+    positions = sum(max(group.spec.count, group.spec.longest) for group in groups)
     if positions > POSITIONS_LIMIT:
         raise ValueError(
             f"positions={cut(groups[0].positions)}{' and so on' if len(groups) > 1 else ''}: at most "
             f"{POSITIONS_LIMIT} positions are served; 'prompt' edits every token of it"
         )
+    kinds = len({i for term in content_terms([group.spec for group in groups]) for i in term.ids})
+    if kinds > IDS_LIMIT:
+        raise ValueError(f"positions name {kinds} ids of tokens; at most {IDS_LIMIT} are served")
+    if content_terms([group.spec for group in groups], "text"):
+        raise ValueError("positions have a text(…), whose tokens are not known; adapters are saved with ids: id(…)")
     units = sum(unit_count(group.spec, group.tie) for group in groups)
     if units > UNITS_LIMIT:
         raise ValueError(f"{units} interventions a layer are asked for; at most {UNITS_LIMIT} are served")
