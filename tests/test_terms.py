@@ -51,7 +51,7 @@ def resolved(terms: Terms, n: int, tokens: list[int], past: int, width: int) -> 
     return {past + i: unit for i, unit in enumerate(found) if unit >= 0}
 
 
-@settings(max_examples=600)
+@settings(max_examples=200)
 @given(terms_of(), texts, st.data())
 def test_any_window_of_a_text(terms: Terms, tokens: list[int], data: Any) -> None:
     n = data.draw(st.integers(1, len(tokens)))
@@ -64,7 +64,7 @@ def test_any_window_of_a_text(terms: Terms, tokens: list[int], data: Any) -> Non
     assert all(unit < unit_count(spec, terms.tie) for unit in wanted.values())  # type: ignore[arg-type]
 
 
-@settings(max_examples=300)
+@settings(max_examples=80)
 @given(terms_of(), texts, st.data())
 def test_the_first_edited_token(terms: Terms, tokens: list[int], data: Any) -> None:
     """What reuse keeps lies before it."""
@@ -75,7 +75,7 @@ def test_the_first_edited_token(terms: Terms, tokens: list[int], data: Any) -> N
     assert min(edited, default=len(tokens)) == min(found, len(tokens))
 
 
-@settings(max_examples=300)
+@settings(max_examples=80)
 @given(terms_of(), terms_of(), texts, st.data())
 def test_what_is_disjoint_never_meets(one: Terms, other: Terms, tokens: list[int], data: Any) -> None:
     n = data.draw(st.integers(1, len(tokens)))
@@ -108,6 +108,7 @@ def test_overlap(one: str, other: str, meet: bool) -> None:
     assert overlap(parse_positions(one), parse_positions(other)) is meet
 
 
+@settings(max_examples=60)
 @given(terms_of(), st.lists(texts, min_size=1, max_size=4), st.data())
 def test_packed_texts(terms: Terms, packed: list[list[int]], data: Any) -> None:
     spec = parse_positions(terms.text)

@@ -27,6 +27,7 @@ from .specs import (
     Tie,
     content_terms,
     joint_span,
+    kinds_of_ids,
     own_slots,
     parse_positions,
     resolve_texts,
@@ -46,6 +47,7 @@ __all__ = [
     "content_terms",
     "first_edited",
     "joint_span",
+    "kinds_of_ids",
     "named_tokens",
     "overlap",
     "own_slots",
@@ -280,14 +282,10 @@ def overlap(one: PositionSpec, other: PositionSpec) -> bool:
     if "terms" not in (one.scope, other.scope):
         return _plain_overlap(one, other)
     joint = joint_span([one, other])
-    content = content_terms([one, other])
-    # which of these terms name a token together: those of one id, or none
-    classes = {frozenset(t for t in content if i in t.ids) for term in content for i in (*term.ids, -1)} or {
-        frozenset()
-    }
+    kinds = [frozenset[Term](), *kinds_of_ids([one, other])]
     lengths = _lengths(one, other)
     pairs = zip(*(_ranges_of_lengths(spec, joint, lengths) for spec in (one, other)), strict=True)
-    for (mine, yours), holds in product(pairs, classes):
+    for (mine, yours), holds in product(pairs, kinds):
         both = _unit_ranges(one, "all", mine, holds), _unit_ranges(other, "all", yours, holds)
         if any(a < (d or FAR) and c < (b or FAR) for a, b, _ in both[0] for c, d, _ in both[1]):
             return True

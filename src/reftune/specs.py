@@ -21,6 +21,7 @@ __all__ = [
     "Tie",
     "content_terms",
     "joint_span",
+    "kinds_of_ids",
     "own_slots",
     "parse_positions",
     "resolve_texts",
@@ -280,6 +281,12 @@ def content_terms(specs: Sequence[PositionSpec], *kinds: str) -> tuple[Term, ...
     """Each term of the specs that depends on the tokens themselves, once."""
     terms = [term for spec in specs for term in (*spec.terms, *spec.without) if term.kind in (kinds or CONTENT)]
     return tuple(dict.fromkeys(terms))
+
+
+def kinds_of_ids(specs: Sequence[PositionSpec]) -> frozenset[frozenset[Term]]:
+    """The sets of terms that name a token together, by its id; but for that no term names it."""
+    terms = content_terms(specs)
+    return frozenset(frozenset(term for term in terms if i in term.ids) for i in {i for t in terms for i in t.ids})
 
 
 def unit_slices(spec: PositionSpec, tie: Tie) -> list[slice]:

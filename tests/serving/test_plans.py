@@ -109,7 +109,7 @@ def test_blocks_have_one_key_if_and_only_if_they_are_edited_alike(value: Any, on
         assert (keys[0] is None) == (not any(marks[0]))
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(
     st.lists(terms_of(), min_size=1, max_size=2),
     st.lists(st.integers(3, 9), min_size=1, max_size=14),
