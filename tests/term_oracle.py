@@ -33,9 +33,11 @@ class Term:
             return sizes.pop() if len(sizes) == 1 else None
         return self.numbers[0] if self.kind in "flg" else None
 
-    def slot(self, i: int, n: int, tokens: Sequence[int]) -> int | None:
+    def slot(self, i: int, n: int, tokens: Sequence[int], marks: Sequence[int] = ()) -> int | None:
         """Which of the tokens that it names token i is, counted as in a long prompt; None if it does not name it."""
         total = len(tokens)
+        if self.kind == "span":
+            return 0 if i < n and marks[i] else None
         if self.kind == "id":
             return 0 if tokens[i] in self.numbers else None
         if self.kind == "p":
@@ -68,7 +70,7 @@ class Terms:
     def text(self) -> str:
         return "+".join(term.text for term in self.added) + "".join(f"-{term.text}" for term in self.without)
 
-    def units(self, n: int, tokens: Sequence[int]) -> dict[int, int]:
+    def units(self, n: int, tokens: Sequence[int], marks: Sequence[int] = ()) -> dict[int, int]:
         """Token → number of the Φ that edits it, in a text whose first n tokens are the prompt."""
         # f and l are numbered first, and give way to each other in short prompts
         order = sorted(self.added, key=lambda term: {"f": 0, "l": 1}.get(term.kind, 2))
@@ -77,11 +79,11 @@ class Terms:
             p, s = min(p, n // 2), min(s, (n + 1) // 2)
         found = {}
         for i in range(len(tokens)):
-            if any(term.slot(i, n, tokens) is not None for term in self.without):
+            if any(term.slot(i, n, tokens, marks) is not None for term in self.without):
                 continue
             before = 0
             for number, term in enumerate(order):
-                slot = term.slot(i, n, tokens)
+                slot = term.slot(i, n, tokens, marks)
                 if (term.kind == "f" and i >= p) or (term.kind == "l" and i < n - s):
                     slot = None
                 if slot is not None:
@@ -104,9 +106,9 @@ def _one_of_each(terms: list[Term]) -> bool:
 
 
 @st.composite
-def terms_of(draw: st.DrawFn, *, content: bool = True) -> Terms:
-    """Some terms with a tie that they can have."""
-    one = any_term if content else st.one_of(counted, slices, wholes)
+def terms_of(draw: st.DrawFn, *, spans: bool = False) -> Terms:
+    """Some terms with a tie that they can have; with `spans`, marked tokens are likely among them."""
+    one = st.one_of(any_term, st.just(Term("span"))) if spans else any_term
     added = draw(st.lists(one, min_size=1, max_size=3, unique=True).filter(_one_of_each))
     without = draw(st.lists(one, max_size=2, unique=True).filter(_one_of_each))
     is_fixed = all(term.size is not None for term in added)

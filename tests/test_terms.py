@@ -31,13 +31,13 @@ from .term_oracle import Term, Terms, terms_of
 texts = st.lists(st.integers(3, 9), min_size=1, max_size=14)
 
 
-def resolved(terms: Terms, n: int, tokens: list[int], past: int, width: int) -> dict[int, int]:
+def resolved(terms: Terms, n: int, tokens: list[int], marks: list[int], past: int, width: int) -> dict[int, int]:
     """Token → Φ of the window, as reftune has it."""
     spec, tie = parse_positions(terms.text), terms.tie
     segments = segments_of_full_rows(1, len(tokens), torch.device("cpu"))._replace(end=torch.tensor([n]))
     window = torch.tensor([tokens[past : past + width]])
     if spec.scope == "terms":
-        named = named_tokens(content_terms([spec]), window)
+        named = named_tokens(content_terms([spec]), window, torch.tensor([marks[past : past + width]]))
         found = token_units(spec, tie, joint_span([spec]), segments, past, width, named)[0].tolist()  # type: ignore[arg-type]
     elif spec.scope == "span":
         at = slots(spec, segments, past, width)
@@ -52,26 +52,30 @@ def resolved(terms: Terms, n: int, tokens: list[int], past: int, width: int) -> 
 
 
 @settings(max_examples=200)
-@given(terms_of(), texts, st.data())
+@given(terms_of(spans=True), texts, st.data())
 def test_any_window_of_a_text(terms: Terms, tokens: list[int], data: Any) -> None:
     n = data.draw(st.integers(1, len(tokens)))
+    marks = data.draw(st.lists(st.integers(0, 1), min_size=len(tokens), max_size=len(tokens)))
     past = data.draw(st.integers(0, len(tokens) - 1))
     width = data.draw(st.integers(1, len(tokens) - past))
-    wanted = {i: unit for i, unit in terms.units(n, tokens).items() if past <= i < past + width}
-    assert resolved(terms, n, tokens, past, width) == wanted
+    wanted = {i: unit for i, unit in terms.units(n, tokens, marks).items() if past <= i < past + width}
+    assert resolved(terms, n, tokens, marks, past, width) == wanted
     spec = parse_positions(terms.text)
     assert parse_positions(str(spec)) == spec
     assert all(unit < unit_count(spec, terms.tie) for unit in wanted.values())  # type: ignore[arg-type]
 
 
 @settings(max_examples=80)
-@given(terms_of(), texts, st.data())
+@given(terms_of(spans=True), texts, st.data())
 def test_the_first_edited_token(terms: Terms, tokens: list[int], data: Any) -> None:
     """What reuse keeps lies before it."""
     n = data.draw(st.integers(1, len(tokens)))
+    marks = data.draw(st.lists(st.integers(0, 1), min_size=len(tokens), max_size=len(tokens)))
     # a response goes on for longer than is asked here
-    edited = terms.units(n, tokens)
-    found = int(first_edited([parse_positions(terms.text)], torch.tensor([n]), torch.tensor([tokens])))
+    edited = terms.units(n, tokens, marks)
+    found = int(
+        first_edited([parse_positions(terms.text)], torch.tensor([n]), torch.tensor([tokens]), torch.tensor([marks]))
+    )
     assert min(edited, default=len(tokens)) == min(found, len(tokens))
 
 
@@ -102,6 +106,10 @@ def test_what_is_disjoint_never_meets(one: Terms, other: Terms, tokens: list[int
         ("g3", "response-g3", False),
         ("prompt-f1", "f1", False),
         ("f2", "prompt-f1", True),
+        ("span", "l1", True),
+        ("span", "all-span", False),
+        ("span", "response", False),
+        ("id(3)+span", "prompt-span-id(3)", False),
     ],
 )
 def test_overlap(one: str, other: str, meet: bool) -> None:

@@ -166,16 +166,21 @@ def _ranges(spec: PositionSpec, joint: PositionSpec, n: Tensor) -> list[tuple[Te
         elif term.kind == "g":
             start, stop, slot = n, n + size, n
         else:
-            start, stop = n if term.kind == "response" else zero, n if term.kind == "prompt" else far
+            start, stop = n if term.kind == "response" else zero, n if term.kind in ("prompt", "span") else far
             slot = start
         found.append((term, start, stop, slot))
     return found
 
 
-def named_tokens(terms: Sequence[Term], tokens: Tensor) -> dict[Term, Tensor]:
-    """tokens [B, T] of ids → [B, T] bool of each term `id`: which of them it names."""
-    ids = {term: torch.tensor(term.ids, dtype=tokens.dtype, device=tokens.device) for term in terms}
-    return {term: torch.isin(tokens, of_term) for term, of_term in ids.items()}
+def named_tokens(terms: Sequence[Term], tokens: Tensor | None, marked: Tensor | None = None) -> dict[Term, Tensor]:
+    """tokens [B, T] of ids, marked [B, T] of 0 and 1 → [B, T] bool of each term that looks at them: what it names."""
+    found = {} if marked is None else {term: marked.bool() for term in terms if term.kind == "span"}
+    if tokens is None:
+        return found
+    ids = {
+        term: torch.tensor(term.ids, dtype=tokens.dtype, device=tokens.device) for term in terms if term.kind == "id"
+    }
+    return found | {term: torch.isin(tokens, of_term) for term, of_term in ids.items()}
 
 
 def token_units(
@@ -311,11 +316,13 @@ def _plain_overlap(one: PositionSpec, other: PositionSpec) -> bool:
     return bool((one.first and other.first) or (one.last and other.last))
 
 
-def first_edited(specs: Sequence[PositionSpec], lengths: Tensor, tokens: Tensor | None = None) -> Tensor:
+def first_edited(
+    specs: Sequence[PositionSpec], lengths: Tensor, tokens: Tensor | None = None, marked: Tensor | None = None
+) -> Tensor:
     """lengths [N] of prompts → [N] the first token that any of the specs of one site edits.
 
     A response is edited from its first token on, which is token n.  Where nothing is edited: the largest number.
-    tokens [N, T] are prompt and response, by ids; without them, no token has an id that is named.
+    tokens [N, T] are prompt and response, by ids, and marked [N, T] says which a span names; without them, none.
     """
     none = torch.full_like(lengths, torch.iinfo(lengths.dtype).max)
     found = none
@@ -329,7 +336,7 @@ def first_edited(specs: Sequence[PositionSpec], lengths: Tensor, tokens: Tensor 
             prompts = Segments(rows, zeros, lengths, torch.full_like(lengths, width), len(lengths))
             content = content_terms([spec])
             named = dict.fromkeys(content, torch.zeros(len(lengths), width, dtype=torch.bool, device=lengths.device))
-            named = named if tokens is None else named_tokens(content, tokens)
+            named |= named_tokens(content, tokens, marked)
             hit = token_units(spec, "all", joint, prompts, 0, width, named) >= 0
             first = torch.where(hit, torch.arange(width, device=lengths.device), none[:, None]).amin(1)
         elif spec.scope != "span":

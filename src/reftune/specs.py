@@ -34,17 +34,18 @@ Scope = Literal["span", "prompt", "all", "response", "terms"]
 Tie = Literal["all", "group", "none"]
 
 GRAMMAR = (
-    "'f<p>', 'l<s>', 'f<p>+l<s>', 'prompt', 'all', 'response', 'g<k>', 'p[a:b]', 'id(13,30)', 'text(\".\")', several "
+    "'f<p>', 'l<s>', 'f<p>+l<s>', 'prompt', 'all', 'response', 'g<k>', 'p[a:b]', 'id(13,30)', 'text(\".\")', 'span', "
+    "several "
     "of these joined by '+', and '-' before what is left out"
 )
 # More than any text has; every number takes room in every call.
 MOST_TOKENS = 2**20
 MOST_TERMS = 8
 # What depends on the tokens themselves, not on where they are.
-CONTENT = ("id", "text")
+CONTENT = ("id", "text", "span")
 TERM = re.compile(
     r"(?P<sign>[+-])(?:(?P<kind>[flg])(?P<number>\d+)|p\[(?P<a>-?\d+|):(?P<b>-?\d+|)\]|id\((?P<ids>\d+(?:,\d+)*)\)"
-    r'|text\((?P<texts>"\d+"(?:,"\d+")*)\)|(?P<whole>prompt|all|response))',
+    r'|text\((?P<texts>"\d+"(?:,"\d+")*)\)|(?P<whole>prompt|all|response|span))',
     re.ASCII,
 )
 
@@ -53,7 +54,8 @@ class Term(NamedTuple):
     """One of what positions are put together of.
 
     kind `f`, `l`, `g`: the first, the last prompt tokens, the first generated ones, `a` of them; `p`: prompt tokens
-    [a:b]; `id`: tokens with one of the `ids`; `text`: with one of the `texts`; `prompt`, `all`, `response`.
+    [a:b]; `id`: tokens with one of the `ids`; `text`: with one of the `texts`; `span`: prompt tokens that are marked;
+    `prompt`, `all`, `response`.
     """
 
     kind: str
@@ -99,7 +101,7 @@ class Term(NamedTuple):
         """How many tokens of the response it can name."""
         if self.kind == "g":
             return self.a or 0
-        return 0 if self.kind in ("f", "l", "p", "prompt") else inf
+        return 0 if self.kind in ("f", "l", "p", "prompt", "span") else inf
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ class PositionSpec:
     @property
     def needs_prompt(self) -> bool:
         """Whether they depend on where the prompt lies at all."""
-        return any(term.kind not in ("all", *CONTENT) for term in (*self.added, *self.without))
+        return any(term.kind not in ("all", "id", "text") for term in (*self.added, *self.without))
 
     @property
     def needs_rank(self) -> bool:
@@ -166,10 +168,10 @@ def parse_positions(text: str) -> PositionSpec:
 
     Grammar: `f<p>` the first p prompt tokens, `l<s>` the last s, `prompt` every prompt token (so nothing at decode),
     `all` every token of prompt and response, `response` every token after the prompt, `g<k>` the first k of these,
-    `p[a:b]` a slice of the prompt as Python has it, `id(13,30)` tokens of prompt and response with these ids,
-    `text(".","\\n")` the same by text, which `resolve_texts` makes ids of.  `+` joins what is edited, and what stands
-    behind a `-` is left out, wherever it stands.  Case and spaces do not matter outside of quotes; `str` of the result
-    is the one way to write it.
+    `p[a:b]` a slice of the prompt as Python has it, `span` prompt tokens that the data mark, `id(13,30)` tokens of
+    prompt and response with these ids, `text(".","\\n")` the same by text, which `resolve_texts` makes ids of.  `+`
+    joins what is edited, and what stands behind a `-` is left out, wherever it stands.  Case and spaces do not matter
+    outside of quotes; `str` of the result is the one way to write it.
 
     Raises:
         ValueError: the text is not of this form; the message quotes it.
@@ -284,9 +286,11 @@ def content_terms(specs: Sequence[PositionSpec], *kinds: str) -> tuple[Term, ...
 
 
 def kinds_of_ids(specs: Sequence[PositionSpec]) -> frozenset[frozenset[Term]]:
-    """The sets of terms that name a token together, by its id; but for that no term names it."""
+    """The sets of terms that name a token together, by its id or as it is marked; but for that no term names it."""
     terms = content_terms(specs)
-    return frozenset(frozenset(term for term in terms if i in term.ids) for i in {i for t in terms for i in t.ids})
+    by_id = {frozenset(term for term in terms if i in term.ids) for i in {i for t in terms for i in t.ids}}
+    marks = {term for term in terms if term.kind == "span"}
+    return frozenset(by_id | ({kind | marks for kind in (*by_id, frozenset())} if marks else set()))
 
 
 def unit_slices(spec: PositionSpec, tie: Tie) -> list[slice]:

@@ -123,6 +123,19 @@ def test_batches_parts_and_evaluation_are_those_of_trainer(
     assert_same(found, expected)
 
 
+def test_marked_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also packed; what is kept of a row ends before its first marked token."""
+    rows: Any = [{**row, "spans": [int(i % 3 == 2) for i in range(len(row["input_ids"]))]} for row in ROWS]
+
+    def model() -> Any:
+        return adapted(layers=[1, 2], positions="span+l1", tie="group")
+
+    expected = course_of(trainer_of(tmp_path, model(), rows, plain=True, max_steps=2))
+    assert_same(course_of(trainer_of(tmp_path, model(), rows, max_steps=2, more={"packing": True})), expected)
+    caplog.clear()
+    assert_same(reused(tmp_path, model(), rows, caplog, max_steps=2), expected)
+
+
 def loss_in_float64(hidden: Tensor, targets: Tensor, logits_of: Any, **more: Any) -> Tensor:
     return F.cross_entropy(logits_of(hidden), targets, reduction="sum")
 

@@ -195,6 +195,74 @@ def test_most_second_turns_on_a_cache_go_on() -> None:
     assert model.generate(input_ids=torch.cat([first, torch.tensor([[5]])], 1), **more).shape == (1, 9)
 
 
+def marked(data: Any, rows: list[Row]) -> list[tuple[int, ...]]:
+    """Of each token of the rows whether it is marked, those of the responses too."""
+    return [
+        tuple(data.draw(st.lists(st.integers(0, 1), min_size=n, max_size=n))) for n in (len(r.tokens) for r in rows)
+    ]
+
+
+@RIGHT
+@given(terms=terms_of(spans=True), rows=rows_with_ids, side=sides, data=st.data())
+def test_marked_tokens(terms: Terms, rows: list[Row], side: str, data: Any) -> None:
+    """Padded rows in one call and in windows, packed rows, and `generate`."""
+    marks, tokens = marked(data, rows), [row.tokens for row in rows]
+    ids, mask, spans = pad(tokens, side), mask_of(tokens, side), pad(marks, side)
+    lengths = torch.tensor([len(row.prompt) for row in rows])
+    wanted = [
+        oracle_logits("llama", r.tokens, terms.units(len(r.prompt), r.tokens, m))
+        for r, m in zip(rows, marks, strict=True)
+    ]
+    model: Any = adapted_model("llama", terms)
+    with torch.no_grad():
+        once = model(**arguments(ids, mask), prompt_length=lengths, spans=spans, use_cache=False).logits
+        packed = model(
+            input_ids=torch.tensor([[t for row in tokens for t in row]]),
+            position_ids=torch.tensor([[i for row in tokens for i in range(len(row))]]),
+            spans=torch.tensor([[m for row in marks for m in row]]),
+            prompt_length=lengths,
+            use_cache=False,
+        ).logits[0]
+    for i, found in enumerate(packed.split([len(row) for row in tokens])):
+        assert (found - wanted[i]).abs().max() < TOLERANCE
+        assert (once[i][mask[i].bool()] - wanted[i]).abs().max() < TOLERANCE
+    prompts = [row.prompt for row in rows]
+    out = model.generate(
+        input_ids=pad(prompts, "left"),
+        attention_mask=mask_of(prompts, "left"),
+        spans=pad([m[: len(p)] for m, p in zip(marks, prompts, strict=True)], "left"),
+        **{"max_new_tokens": NEW, "min_new_tokens": NEW, "do_sample": False, "pad_token_id": 0},
+        **data.draw(st.sampled_from([WAYS["plain"], WAYS["no cache"], WAYS["chunked prefill"], WAYS["static cache"]])),
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    for i, (prompt, m) in enumerate(zip(prompts, marks, strict=True)):
+        whole = [*prompt, *out.sequences[i, -NEW:].tolist()]
+        units = terms.units(len(prompt), whole, [*m[: len(prompt)], *[0] * NEW])
+        expected_ones = oracle_logits("llama", whole, units)[len(prompt) - 1 : -1]
+        assert (torch.stack(out.logits, 1)[i] - expected_ones).abs().max() < ROUNDED
+
+
+def test_marks_that_nobody_gives_are_asked_for() -> None:
+    model = adapted(positions="span+l1")
+    ids = torch.tensor([[5, 6, 7]])
+    for call in (lambda: model(ids), lambda: model.generate(ids, max_new_tokens=2)):
+        with pytest.raises(PositionError, match=r"nothing says which tokens of these prompts are marked. Pass spans="):
+            call()
+    with pytest.raises(PositionError, match=r"spans has 2 columns, but the call has 3"):
+        model(ids, spans=torch.ones(1, 2))
+    with pytest.raises(PositionError, match=r"shape \[1, 2\], but the prompts have 3 columns"):
+        model.generate(ids, spans=torch.ones(1, 2), max_new_tokens=2)
+    with pytest.raises(PositionError, match="the batch has 1 rows"):
+        model(ids, spans=torch.ones(2, 3))
+    cache = DynamicCache(config=model.config)
+    model(ids[:, :2], spans=torch.ones(1, 2), prompt_length=[3], past_key_values=cache)
+    with pytest.raises(PositionError, match="does not say which of their tokens were marked"):
+        model.generate(ids, spans=torch.ones(1, 3), past_key_values=cache, max_new_tokens=2)
+    # others do not mind
+    adapted(positions="l1").generate(ids, spans=torch.ones(1, 3), max_new_tokens=2, pad_token_id=0)
+
+
 def test_embeddings_have_no_ids() -> None:
     model = adapted(positions="all-id(5)")
     embeds = model.get_input_embeddings()(torch.tensor([[5, 6, 7]]))

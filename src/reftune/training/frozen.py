@@ -62,15 +62,23 @@ class FrozenPlan:
 def starts_of(sites: tuple[tuple[PositionSpec, ...], ...], rows: Sequence[Row]) -> list[int]:
     """The first token of each row that is edited at one of these sites or predicts a label."""
     by_content = any(content_terms(specs) for specs in sites)
-    return [
-        min(_first_edited(sites, row.prompt_length, row.ids if by_content else None), row.first_target) for row in rows
-    ]
+
+    def of_tokens(row: Row) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        return (row.ids, row.spans) if by_content else (None, None)
+
+    return [min(_first_edited(sites, row.prompt_length, *of_tokens(row)), row.first_target) for row in rows]
 
 
 @lru_cache(maxsize=2**16)
-def _first_edited(sites: tuple[tuple[PositionSpec, ...], ...], length: int, ids: tuple[int, ...] | None) -> int:
-    lengths, tokens = torch.tensor([length]), None if ids is None else torch.tensor([ids])
-    return min(int(first_edited(specs, lengths, tokens)) for specs in sites)
+def _first_edited(
+    sites: tuple[tuple[PositionSpec, ...], ...],
+    length: int,
+    ids: tuple[int, ...] | None,
+    spans: tuple[int, ...] | None,
+) -> int:
+    lengths = torch.tensor([length])
+    tokens, marked = (None if values is None else torch.tensor([values]) for values in (ids, spans))
+    return min(int(first_edited(specs, lengths, tokens, marked)) for specs in sites)
 
 
 def frozen_plan(model: nn.Module) -> FrozenPlan | str:

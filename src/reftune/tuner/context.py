@@ -38,6 +38,7 @@ from .caches import Filled
 
 __all__ = [
     "PROMPT_LENGTH",
+    "SPANS",
     "SUBSPACES",
     "CallState",
     "Frame",
@@ -52,6 +53,7 @@ __all__ = [
 
 PROMPT_LENGTH = "prompt_length"
 SUBSPACES = "subspaces"
+SPANS = "spans"
 
 SubspaceChoice = Sequence[Sequence[int]]
 # causal: prompt and response in one row (or no response: BERT); encoder: of an encoder-decoder, all is prompt;
@@ -97,6 +99,8 @@ class Frame:
     """Whether it is not known how many tokens of the response lie before this window."""
     tokens: Tensor | None = None
     """[batch, width] ids of the window; None if they are not known."""
+    spans: Tensor | None = None
+    """[batch, width] of 0 and 1, which tokens of the window are marked; None if nothing says so."""
     text_mask: Tensor | None = None
     """[batch, columns] of 0 and 1, where one was given and `segments` do not say where their gaps are."""
     taken_whole: bool = False
@@ -206,13 +210,19 @@ class Frame:
         if key not in self.unit_cache:
             segments = self._prompts_of_terms(spec, device)
             content = content_terms([spec])
-            if content and self.tokens is None:
+            if self.spans is None and content_terms([spec], "span"):
+                raise PositionError(
+                    f"positions {str(spec)!r}: nothing says which tokens of these prompts are marked. Pass {SPANS}= "
+                    "([rows, columns] of 0 and 1, as input_ids are), or use data with marked spans and ReftCollator"
+                )
+            if self.tokens is None and content_terms([spec], "id"):
                 raise PositionError(
                     f"positions {str(spec)!r}: the model was given no input_ids here (inputs_embeds, or a module that "
                     "is called with hidden states), so which tokens these are is not known. Pass input_ids, or use "
                     "positions that only count tokens"
                 )
-            named = {} if self.tokens is None else named_tokens(content, self.tokens.to(device))
+            ids, spans = (None if t is None else t.to(device) for t in (self.tokens, self.spans))
+            named = named_tokens(content, ids, spans)
             self.unit_cache[key] = token_units(spec, tie, joint, segments, self.past, self.width, named)
         return self.unit_cache[key].to(device)
 
@@ -324,6 +334,8 @@ class Outer:
     prompt_columns: int = 0
     decoder_columns: int = 1
     prompt_length: Tensor | None = None
+    spans: Tensor | None = None
+    """[B, columns] of 0 and 1, which tokens are marked, as far as prompts go; or [B, width] of one call."""
     labels: Tensor | None = None
     mask: Tensor | None = None
     """[B, T], as the caller gave it: what reaches the blocks may have another form."""

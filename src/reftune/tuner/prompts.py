@@ -46,6 +46,7 @@ def open_frame(role: Role, state: CallState, outer: Outer, given: Mapping[str, A
         return Frame(batch, width, unknown=_uncounted(cache))
     frame = Frame(batch, width, past)
     frame.tokens = _ids_of_window(frame, role, outer, given)
+    frame.spans = _spans_of_window(frame, role, outer)
     if role == "encoder":
         frame.segments, frame.unknown = _segments_of_arguments(frame, outer, given, tokens.device)
     elif role == "decoder":
@@ -68,6 +69,30 @@ def _ids_of_window(frame: Frame, role: Role, outer: Outer, given: Mapping[str, A
         if isinstance(ids, Tensor) and tuple(ids.shape) == (frame.batch, frame.width):
             return ids
     return None
+
+
+def _spans_of_window(frame: Frame, role: Role, outer: Outer) -> Tensor | None:
+    """[batch, width] which tokens of the window are marked; behind the columns of which that is said, none is.
+
+    Raises:
+        PositionError: what is said is of other rows or columns.
+    """
+    spans, past = outer.spans, frame.past
+    if spans is None or role == "decoder":
+        return None
+    if spans.ndim != 2 or frame.batch % len(spans):
+        raise PositionError(f"spans has the shape {list(spans.shape)}, but the batch has {frame.batch} rows")
+    spans = spans.repeat_interleave(frame.batch // len(spans), 0)
+    if outer.prompts is None:
+        if spans.shape[1] == frame.width:
+            return spans
+        if not isinstance(past, int) or spans.shape[1] != past + frame.width:
+            raise PositionError(f"spans has {spans.shape[1]} columns, but the call has {frame.width}")
+    columns = torch.arange(frame.width, device=spans.device) + (
+        past.to(spans.device) if isinstance(past, Tensor) else past
+    )
+    found = spans[:, columns.clamp(max=spans.shape[1] - 1)]
+    return torch.where(columns < spans.shape[1], found, 0)
 
 
 def note_for(frame: Frame, before: Filled | None) -> Filled | None:
