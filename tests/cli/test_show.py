@@ -104,6 +104,13 @@ def test_model_with_a_configuration(reftune: Command, base: Path, positions: str
     assert edited(found, 0) == []
 
 
+def test_marked_tokens(reftune: Command, base: Path) -> None:
+    marked = PROMPT.replace("w2 w3", "<<reft>>w2 w3<</reft>>")
+    assert marked != PROMPT
+    found = reftune("show", base, "--prompt", marked, "--positions", "span+l1", "--layers", "1", "--json").json
+    assert edited(found, 1) == [2, 3, 6]
+
+
 def test_spans_far_longer_than_the_prompt_take_no_time() -> None:
     spec = parse_positions("f500000+l500000")
     began = time.process_time()

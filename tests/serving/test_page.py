@@ -310,7 +310,8 @@ def test_tokens_are_those_of_the_request(url: str) -> None:
     messages = [{"role": "user", "content": "w1 w2 w9"}]
     chat = ask_for(messages=messages, return_token_strs=True, add_generation_prompt=True).json()
     assert chat["token_strs"] == ["<user>", "w1", "w2", "w9", "<assistant>"] and chat["count"] == 5
-    assert ask_for(prompt="w1 w2").json() == {"count": 2, "max_model_len": 2048, "tokens": [8, 9], "token_strs": None}
+    told = {"count": 2, "max_model_len": 2048, "tokens": [8, 9], "token_strs": None, "spans": None}
+    assert ask_for(prompt="w1 w2").json() == told
     body = {"model": "loreft", "messages": messages, "max_tokens": 1}
     usage = httpx.post(f"{url}/v1/chat/completions", json=body).json()["usage"]
     assert usage["prompt_tokens"] == chat["count"]

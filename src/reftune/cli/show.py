@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data import PromptStyle, encode_prompt
+from ..data import PromptStyle, encode_marked
 from ..errors import ReftuneError
 from ..specs import PositionSpec, joint_span, own_slots, parse_positions
 from ..values import ranges
@@ -85,8 +85,8 @@ def show(
             target, r=rank, layers=layers, positions=positions, intervention=intervention, task_type="CAUSAL_LM"
         )
         style = PromptStyle(prompt_style or ("messages" if tokenizer.chat_template else "prompt"))
-    ids = encode_prompt(style.record(DEFAULT_PROMPT if prompt is None else prompt), tokenizer)
-    edits = [edit for name, layer in _layers(model) for edit in _edits(name, layer, ids)]
+    ids, spans = encode_marked(style.record(DEFAULT_PROMPT if prompt is None else prompt), tokenizer)
+    edits = [edit for name, layer in _layers(model) for edit in _edits(name, layer, ids, spans)]
     total = sum(p.numel() for name, p in model.named_parameters() if "intervention_" not in name)
     pieces = [str(tokenizer.decode([token])) for token in ids]
     if as_json:
@@ -145,21 +145,23 @@ def _layers(model: PeftModel) -> Iterable[tuple[str, ReftLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, ReftLayer))
 
 
-def _edits(name: str, layer: ReftLayer, ids: Sequence[int]) -> Iterable[Edit]:
-    """What each group of each adapter does at one site, on a prompt of these tokens."""
+def _edits(name: str, layer: ReftLayer, ids: Sequence[int], spans: Sequence[int] | None) -> Iterable[Edit]:
+    """What each group of each adapter does at one site, on a prompt of these tokens, some of them marked."""
     groups = [(adapter, group) for adapter in layer.groups for group in layer.groups[adapter]]
     joint = joint_span([group.spec for _, group in groups])
     for adapter, group in groups:
         units = [unit for unit in layer.units(adapter) if unit.group is group]
         count = sum(p.numel() for unit in units for p in layer.phi(adapter, unit).parameters())
         spec = group.spec
-        tokens = None if spec.scope == "response" else _edited(spec, joint, tuple(ids))
+        tokens = None if spec.scope == "response" else _edited(spec, joint, tuple(ids), spans and tuple(spans))
         host = name.rpartition(".")[0].removeprefix("base_model.model.")
         yield Edit(layer.layer, host, group.component, group.intervention, str(spec), group.r, count, tokens)
 
 
 @lru_cache
-def _edited(spec: PositionSpec, joint: PositionSpec, ids: tuple[int, ...]) -> tuple[int, ...]:
+def _edited(
+    spec: PositionSpec, joint: PositionSpec, ids: tuple[int, ...], spans: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     """Prompt tokens that `spec` edits where all groups together have the slots of `joint`."""
     from ..positions import columns_of_slots, content_terms, unit_ranges
 
@@ -167,7 +169,11 @@ def _edited(spec: PositionSpec, joint: PositionSpec, ids: tuple[int, ...]) -> tu
         return tuple(range(len(ids)))
     if spec.scope == "terms":
         found: list[int] = []
-        kinds = [frozenset(term for term in content_terms([spec]) if token in term.ids) for token in ids]
+        terms = content_terms([spec])
+        kinds = [
+            frozenset(term for term in terms if token in term.ids or (marked and term.kind == "span"))
+            for token, marked in zip(ids, spans or [0] * len(ids), strict=True)
+        ]
         for holds in set(kinds):
             for start, stop, _ in unit_ranges(spec, "all", joint, len(ids), holds):
                 found += [i for i in range(len(ids))[start:stop] if kinds[i] == holds]

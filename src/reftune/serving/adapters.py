@@ -318,8 +318,6 @@ def _check_terms(specs: list[PositionSpec]) -> None:
         raise ValueError(f"positions have {terms} terms; at most {TERMS_LIMIT} are served")
     if content_terms(specs, "text"):
         raise ValueError("positions have a text(…), whose tokens are not known; adapters are saved with ids: id(…)")
-    if content_terms(specs, "span"):
-        raise ValueError("positions 'span' are of tokens that a call marks, which no request to a server can do")
     kinds = len(kinds_of_ids(specs)) + 1
     longest = sum(spec.longest for spec in specs)
     if kinds > KINDS_LIMIT or kinds * longest > ORDERS_LIMIT:

@@ -19,6 +19,7 @@ from ..positions import (
     columns_of_slots,
     content_terms,
     joint_span,
+    kinds_of_ids,
     own_slots,
     parse_positions,
     scope_range,
@@ -94,19 +95,30 @@ def plan(sites: Sites, length: int, holds: frozenset[Term] = frozenset()) -> tup
 
 
 def plan_of_tokens(
-    sites: Sites, length: int, start: int, stop: int, tokens: Callable[[], Sequence[int]]
+    sites: Sites,
+    length: int,
+    start: int,
+    stop: int,
+    tokens: Callable[[], Sequence[int]],
+    spans: Sequence[int] | None = None,
 ) -> tuple[Edit, ...]:
     """The edits of tokens [start, stop) at least, of a request whose prompt has `length` tokens, in order.
 
-    `tokens` gives the ids of just these, and is called only if something depends on them.
+    `tokens` gives the ids of just these, and is called only if something depends on them; `spans` says of each whether
+    it is marked.
     """
-    by_id = kinds_of_tokens(sites)
-    if not by_id:
+    by_id, marks = kinds_of_tokens(sites), content_terms(_specs(sites), "span")
+    if not by_id and not marks:
         return plan(sites, length)
     nothing: frozenset[Term] = frozenset()
+    ids = tokens()
+    kinds = [
+        by_id.get(token, nothing) | (frozenset(marks) if marked else nothing)
+        for token, marked in zip(ids, spans or [0] * len(ids), strict=True)
+    ]
     found: list[Edit] = []
     at = start
-    for holds, run in groupby(tokens(), lambda token: by_id.get(token, nothing)):
+    for holds, run in groupby(kinds):
         end = at + sum(1 for _ in run)
         for edit in plan(sites, length, holds):
             a, b = max(edit.start, at), end if edit.stop is None else min(edit.stop, end)
@@ -124,8 +136,8 @@ def plan_of_tokens(
 
 @lru_cache(maxsize=2**12)
 def kinds_of_tokens(sites: Sites) -> dict[int, frozenset[Term]]:
-    """Each id that some term names → the terms that name it; empty if nothing depends on the tokens themselves."""
-    terms = content_terms(_specs(sites))
+    """Each id that some term names → the terms that name it."""
+    terms = content_terms(_specs(sites), "id")
     return {i: frozenset(term for term in terms if i in term.ids) for i in sorted({i for t in terms for i in t.ids})}
 
 
@@ -178,7 +190,7 @@ def sets_by_length(sites: Sites) -> tuple[frozenset[tuple[Part, ...]], ...]:
     spans = [joint_span([parse_positions(text) for _, text, _ in site]).count for site in sites]
     # above it, nothing is cut off; far above it, no prefix meets a suffix
     longest = 2 * max([0, *spans, sum(spec.longest for spec in specs if spec.scope == "terms")]) + 1
-    kinds = {frozenset[Term](), *kinds_of_tokens(sites).values()}
+    kinds = {frozenset[Term](), *kinds_of_ids(specs)}
     found = []
     for length in range(1, longest + 1):
         here: set[tuple[Part, ...]] = set()

@@ -158,7 +158,7 @@ class AdapterBank:
     def generate(self, adapters: Sequence[Entry | None], **arguments: Any) -> Any:
         """`generate` of the model, each row with its adapter."""
         if self.adapted is None:
-            arguments.pop("prompt_length")
+            del arguments["prompt_length"], arguments["spans"]
             return self.base.generate(**arguments)
         names = [BASE if entry is None else entry.slot for entry in adapters]
         return self.adapted.generate(adapter_names=names, **arguments)

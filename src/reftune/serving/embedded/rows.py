@@ -35,6 +35,8 @@ class RowRequest:
     """Tokens that end the answer and are no part of it."""
     continues: bool = False
     """Whether the text goes on from the prompt's, or begins anew, as in a chat."""
+    spans: Sequence[int] | None = None
+    """Of each token of the prompt 1 where it is marked, else 0; None: none is."""
 
 
 @dataclass(frozen=True)

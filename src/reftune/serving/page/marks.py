@@ -24,20 +24,23 @@ BYTES = {sign: byte for byte, sign in bytes_to_unicode().items()}
 
 
 def marked_tokens(
-    tokens: Sequence[str], ids: Sequence[int], adapter: Mapping[str, Any]
+    tokens: Sequence[str], ids: Sequence[int], adapter: Mapping[str, Any], spans: Sequence[int] | None = None
 ) -> list[tuple[str, str | None]]:
-    """Each token of a prompt, which has its id too, and what edits it; None where nothing does."""
+    """Each token of a prompt, which has its id too, and what edits it; None where nothing does.
+
+    `spans` says of each token whether the prompt marks it.
+    """
     marks: list[str | None] = [None] * len(tokens)
-    for edit in _edits(adapter, ids):
+    for edit in _edits(adapter, ids, spans):
         for i in range(len(tokens))[edit.start : edit.stop]:
             marks[i] = _described(edit.parts, adapter)
     return [(token_text(token), mark) for token, mark in zip(tokens, marks, strict=True)]
 
 
-def summary(ids: Sequence[int], adapter: Mapping[str, Any]) -> str:
+def summary(ids: Sequence[int], adapter: Mapping[str, Any], spans: Sequence[int] | None = None) -> str:
     """In a line, how many of a prompt's tokens are edited, and which of the answer are."""
     count, sites = len(ids), sites_from_wire(adapter["sites"])
-    edited = sum(len(range(count)[edit.start : edit.stop]) for edit in _edits(adapter, ids))
+    edited = sum(len(range(count)[edit.start : edit.stop]) for edit in _edits(adapter, ids, spans))
 
     def of_answer(holds: frozenset[Term]) -> list[Edit]:
         found = plan(sites, count, holds)
@@ -72,8 +75,8 @@ def token_text(token: str) -> str:
     return token.replace("\n", "↵")
 
 
-def _edits(adapter: Mapping[str, Any], ids: Sequence[int]) -> tuple[Edit, ...]:
-    return plan_of_tokens(sites_from_wire(adapter["sites"]), len(ids), 0, len(ids), lambda: ids)
+def _edits(adapter: Mapping[str, Any], ids: Sequence[int], spans: Sequence[int] | None) -> tuple[Edit, ...]:
+    return plan_of_tokens(sites_from_wire(adapter["sites"]), len(ids), 0, len(ids), lambda: ids, spans)
 
 
 def _described(parts: Iterable[Part], adapter: Mapping[str, Any]) -> str:
