@@ -130,7 +130,8 @@ def test_packed_texts(terms: Terms, packed: list[list[int]], data: Any) -> None:
         starts[:-1] + torch.tensor(prompts),
         starts[1:],
         1,
-        False,
+        one_per_row=False,
+        gap=None,
     )
     ids = torch.tensor([[t for tokens in packed for t in tokens]])
     named = named_tokens(content_terms([spec]), ids)

@@ -333,7 +333,9 @@ def first_edited(
     for spec in [plain, *(spec for spec in specs if spec.scope != "span")]:
         if spec.scope == "terms":
             width = int(lengths.max()) + 1 if tokens is None else tokens.shape[1]
-            prompts = Segments(rows, zeros, lengths, torch.full_like(lengths, width), len(lengths))
+            prompts = Segments(
+                rows, zeros, lengths, torch.full_like(lengths, width), len(rows), one_per_row=True, gap=None
+            )
             content = content_terms([spec])
             named = dict.fromkeys(content, torch.zeros(len(lengths), width, dtype=torch.bool, device=lengths.device))
             named |= named_tokens(content, tokens, marked)
@@ -344,7 +346,7 @@ def first_edited(
         elif spec.count == 0:
             first = none
         else:
-            prompts = Segments(rows, zeros, lengths, lengths, len(lengths))
+            prompts = Segments(rows, zeros, lengths, lengths, len(rows), one_per_row=True, gap=None)
             at = slots(joint, prompts, 0, int(lengths.max()))
             own = own_slots(spec, joint)
             first = torch.where(at.valid[:, own], at.columns[:, own], none[:, None]).amin(1)

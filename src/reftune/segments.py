@@ -30,8 +30,9 @@ class Segments(NamedTuple):
     end: Tensor
     stop: Tensor
     batch: int
-    one_per_row: bool = True
-    gap: tuple[Tensor, Tensor] | None = None
+    # without defaults, which torch.compile of torch 2.11 would leave out of the tuple
+    one_per_row: bool
+    gap: tuple[Tensor, Tensor] | None
 
     def with_lengths(self, lengths: Tensor) -> Segments:
         """The same segments, the prompt being the first `lengths` [N] tokens of each.
@@ -96,7 +97,7 @@ class Segments(NamedTuple):
         rows = torch.arange(batch, device=self.rows.device)
         start, end, stop = (t.repeat_interleave(times, 0) for t in (self.start, self.end, self.stop))
         gap = self.gap and tuple(t.repeat_interleave(times, 0) for t in self.gap)
-        return Segments(rows, start, end, stop, batch, gap=gap)  # type: ignore[arg-type]
+        return Segments(rows, start, end, stop, batch, one_per_row=True, gap=gap)  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Segments:
         """The same segments on another device."""
@@ -124,7 +125,7 @@ def segments_of_full_rows(batch: int, columns: int | Tensor, device: torch.devic
     rows = torch.arange(batch, device=device)
     start = torch.zeros(batch, dtype=torch.long, device=device)
     end = start + columns
-    return Segments(rows, start, end, end, batch)
+    return Segments(rows, start, end, end, batch, one_per_row=True, gap=None)
 
 
 def segments_from_mask(mask: Tensor) -> Segments:
@@ -137,7 +138,8 @@ def segments_from_mask(mask: Tensor) -> Segments:
     columns = torch.arange(total, device=mask.device)[None]
     start = torch.where(kept, columns, total).amin(1)
     end = torch.maximum(torch.where(kept, columns + 1, 0).amax(1), start)
-    return Segments(torch.arange(batch, device=mask.device), start, end, end, batch)
+    rows = torch.arange(batch, device=mask.device)
+    return Segments(rows, start, end, end, batch, one_per_row=True, gap=None)
 
 
 def segments_from_position_ids(position_ids: Tensor, batch: int, mask: Tensor | None = None) -> Segments | None:
@@ -160,4 +162,4 @@ def segments_from_position_ids(position_ids: Tensor, batch: int, mask: Tensor | 
     rows, start = begins.nonzero(as_tuple=True)
     stop = whole.stop[rows]
     stop[:-1] = torch.where(rows[1:] == rows[:-1], start[1:], stop[:-1])
-    return Segments(rows, start, stop, stop, batch, one_per_row=False)
+    return Segments(rows, start, stop, stop, batch, one_per_row=False, gap=None)
