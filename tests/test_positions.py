@@ -16,6 +16,7 @@ from reftune.positions import (
     Segments,
     chosen_slots,
     first_edited,
+    overlap,
     parse_positions,
     segments_from_mask,
     segments_from_position_ids,
@@ -47,9 +48,7 @@ def test_parse(text: str, spec: PositionSpec) -> None:
     assert parse_positions(text) == spec
 
 
-@pytest.mark.parametrize(
-    "text", ["", "+", "f", "l", "f1+", "+l1", "f1l1", "l1+f1", "f-1", "f1.5", "f1+f2", "x", "f1 l1"]
-)
+@pytest.mark.parametrize("text", ["", "+", "f", "l", "f1+", "+l1", "f1l1", "f-1", "f1.5", "x", "f1 l1"])
 def test_parse_refuses_and_quotes(text: str) -> None:
     with pytest.raises(ValueError, match="cannot be read") as caught:
         parse_positions(text)
@@ -113,7 +112,7 @@ any_specs = st.one_of(spans, st.builds(PositionSpec, st.sampled_from(("prompt", 
 @given(any_specs, any_specs)
 def test_specs_overlap_if_they_share_a_token_of_a_long_prompt(one: PositionSpec, two: PositionSpec) -> None:
     shared = edited_tokens(one, 20, 25) & edited_tokens(two, 20, 25)
-    assert one.overlaps(two) == two.overlaps(one) == bool(shared)
+    assert overlap(one, two) == overlap(two, one) == bool(shared)
 
 
 # --- the naive oracle -------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from peft.config import PeftConfig
 
 from .interventions import ACTIVATIONS, INTERVENTIONS, InterventionOptions
 from .peft_type import REFT
-from .positions import PositionSpec, Tie, parse_positions
+from .positions import PositionSpec, Tie, content_terms, parse_positions, resolve_texts
 from .values import PATH, literal_paths, of_layers, plain, shown
 
 if TYPE_CHECKING:
@@ -103,11 +103,14 @@ class ReftConfig(PeftConfig):
     )
     positions: str = field(
         default="f7+l7",
-        metadata={"help": "f<p>, l<s>, f<p>+l<s>: the first p, last s prompt tokens; prompt; all; response."},
+        metadata={
+            "help": "f<p>, l<s>, f<p>+l<s>: the first p, last s prompt tokens; prompt; all; response; g<k>: the first "
+            'k generated; p[a:b]: a slice; id(13,30), text("."): by id, by text; + joins, - leaves out.'
+        },
     )
     tie: Tie = field(
         default="all",
-        metadata={"help": "Share Φ over the positions of a layer: all (one Φ), group (prefix, suffix), none."},
+        metadata={"help": "Share Φ over the positions of a layer: all (one Φ), group (one for each term), none."},
     )
     intervention: str = field(default="loreft", metadata={"help": "Registry key of Φ: see INTERVENTIONS."})
     dropout: float = field(default=0.0, metadata={"help": "Dropout on the edit, never on the hidden state."})
@@ -266,6 +269,25 @@ class ReftConfig(PeftConfig):
             values[name] = self.matched.get(value, value) if isinstance(value, str) else value and sorted(value)
         return values
 
+    def resolve_texts(self, tokenizer: Any) -> ReftConfig:
+        """Put ids of `tokenizer` in the place of every `text(…)` of the positions; returns the configuration itself.
+
+        A token is meant if it reads as the text, with or without a space before it.
+
+        Raises:
+            ValueError: a text is no token of the tokenizer; the message says how it is split.
+        """
+        self.positions = resolve_texts(self.positions, tokenizer)
+        for group in self.groups or ():
+            if "positions" in group:
+                group["positions"] = resolve_texts(group["positions"], tokenizer)
+        return self
+
+    @property
+    def has_texts(self) -> bool:
+        """Whether there is a `text(…)` of which it is not known yet which tokens it means."""
+        return any(content_terms([group.spec], "text") for group in self.resolved_groups())
+
     def resolved_groups(self) -> list[ReftGroup]:
         """The groups with every field filled in; one if `groups` is not used."""
         own = {name: getattr(self, name) for name in GROUP_FIELDS}
@@ -320,9 +342,14 @@ def _checked(group: ReftGroup) -> ReftGroup:
     spec = group.spec
     if spec.scope == "span" and spec.count == 0:
         warnings.warn(f"positions={group.positions!r} edits no token at all", stacklevel=4)
-    if group.tie != "all" and spec.scope != "span":
+    if group.tie != "all" and spec.scope not in ("span", "terms"):
         raise ValueError(
             f"tie={group.tie!r} needs positions of the form f<p>+l<s>, but positions={group.positions!r}; use tie='all'"
+        )
+    if group.tie == "none" and (open_end := next((term for term in spec.added if term.slots is None), None)):
+        raise ValueError(
+            f"tie='none' needs positions whose number is fixed, such as f<p>+l<s>, g<k> or p[2:5], but how many tokens "
+            f"{str(open_end)!r} names depends on the text; use tie='all' or 'group'"
         )
     if not re.fullmatch(r"block_output|attention_output|mlp_output|attention_head\[\d{1,6}\]", str(group.component)):
         raise ValueError(f"component={group.component!r} is not valid; use one of {', '.join(COMPONENTS)}")

@@ -12,9 +12,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .data import encode_prompt
+from .data import encode_marked
 from .errors import DataError, ReftuneError
 from .models import refuse_encoder
+from .tuner import call_state, find_root
 
 __all__ = [
     "GREEDY",
@@ -89,7 +90,10 @@ def generate_batches(
     refuse_encoder(model.config.name_or_path or type(model).__name__, model.config)
     model.eval()
     generator: Any = model
-    encoded = list(encoded_prompts(prompts, tokenizer))
+    marked = list(encoded_prompts(prompts, tokenizer))
+    encoded = [ids for ids, _ in marked]
+    # models without ReFT take no such argument; where no prompt is marked, positions that need it say so
+    has_spans = call_state(find_root(model)) is not None and any(spans is not None for _, spans in marked)
     padding, ends = tokenizer.pad_token_id, end_tokens(getattr(model, "generation_config", None), tokenizer)
     defaults = {**GREEDY, "pad_token_id": padding, "eos_token_id": ends}
     arguments = {**defaults, **generate_arguments}
@@ -103,9 +107,12 @@ def generate_batches(
         width = max(len(encoded[i]) for i in chosen)
         ids = torch.tensor([[padding] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen])
-        turned = {} if strength is None else {"strength": [dials[i] for i in chosen]}
+        more = {} if strength is None else {"strength": [dials[i] for i in chosen]}
+        if has_spans:
+            rows = [marked[i][1] or [0] * len(encoded[i]) for i in chosen]
+            more["spans"] = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
         with torch.inference_mode():
-            made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **turned, **arguments)
+            made = generator.generate(input_ids=ids, attention_mask=mask.to(model.device), **more, **arguments)
         texts = [str(tokenizer.decode(row[width:], skip_special_tokens=True)) for row in made]
         return [(i, whole_characters(text)) for i, text in zip(chosen, texts, strict=True)]
 
@@ -135,11 +142,13 @@ def whole_characters(text: str) -> str:
     return text.rstrip("\ufffd")
 
 
-def encoded_prompts(prompts: Sequence[dict[str, Any] | str], tokenizer: PreTrainedTokenizerBase) -> Iterator[list[int]]:
-    """The tokens of each prompt; `DataError`, with its number, where one cannot be put."""
+def encoded_prompts(
+    prompts: Sequence[dict[str, Any] | str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[list[int], list[int] | None]]:
+    """The tokens of each prompt, and which of them it marks; `DataError`, with its number, where one cannot be put."""
     for number, prompt in enumerate(prompts, start=1):
         try:
-            yield encode_prompt(prompt, tokenizer)
+            yield encode_marked(prompt, tokenizer)
         except DataError as error:
             raise DataError(f"prompt {number} of {len(prompts)}: {error}") from error
 

@@ -1,29 +1,36 @@
 """Which tokens of a forward call are edited: the only index arithmetic of the project.
 
-Three pure stages: a text (``"f7+l7"``) is parsed into a `PositionSpec`, by `specs`, whose names are here too; what is
-known of the tokens of a call (mask, labels, lengths, packed position ids) becomes `Segments`, one prompt per segment,
-in absolute columns of the padded sequence with the cache counted in; and `slots` or `token_mask` intersect the two with
-the window of columns that this forward call computes.  A decode step, a prefill chunk and a draft to be verified are
-all just windows.
+Three pure stages: a text (``"f7+l7"``) is parsed into a `PositionSpec`, by `specs`; what is known of the tokens of a
+call (mask, labels, lengths, packed position ids) becomes `Segments`, by `segments`, one prompt per segment, in absolute
+columns of the padded sequence with the cache counted in (the names of both are here too); and `slots`, `token_mask` or
+`token_units` intersect the two with the window of columns that this forward call computes.  A decode step, a prefill
+chunk and a draft to be verified are all just windows.  `unit_ranges` says the same of one prompt without a call.
 
 Must not know: models, interventions, adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .errors import PositionError
+from .segments import Segments, segments_from_mask, segments_from_position_ids, segments_of_full_rows
 from .specs import (
+    CONTENT,
     PositionSpec,
+    Term,
     Tie,
+    content_terms,
     joint_span,
+    kinds_of_ids,
     own_slots,
     parse_positions,
+    resolve_texts,
     scope_range,
     unit_count,
     unit_slices,
@@ -33,137 +40,34 @@ __all__ = [
     "PositionSpec",
     "Segments",
     "Slots",
+    "Term",
     "Tie",
     "chosen_slots",
     "columns_of_slots",
+    "content_terms",
     "first_edited",
     "joint_span",
+    "kinds_of_ids",
+    "named_tokens",
+    "overlap",
     "own_slots",
     "parse_positions",
+    "resolve_texts",
     "scope_range",
     "segments_from_mask",
     "segments_from_position_ids",
     "segments_of_full_rows",
     "slots",
+    "term_slots",
     "token_mask",
+    "token_units",
     "unit_count",
+    "unit_ranges",
     "unit_slices",
 ]
 
-IGNORED_LABEL = -100
-
-
-class Segments(NamedTuple):
-    """Prompts of one call: N segments, at least one a row, more if rows are packed.  Columns are absolute.
-
-    rows [N] batch row; start [N] first prompt column; end [N] one past the last prompt column, which is where the
-    response begins; stop [N] one past the last column of the response as far as it is known.
-    """
-
-    rows: Tensor
-    start: Tensor
-    end: Tensor
-    stop: Tensor
-    batch: int
-    one_per_row: bool  # without a default, which torch.compile of torch 2.11 would leave out of the tuple
-
-    def with_lengths(self, lengths: Tensor) -> Segments:
-        """The same segments, the prompt being the first `lengths` [N] tokens of each.
-
-        A row's prompt may go on behind the columns known so far, as it does in the first chunks of a prefill; the
-        next packed sequence is where another one ends at the latest.
-        """
-        if lengths.numel() != self.start.numel():
-            what = "rows of the batch" if self.one_per_row else "packed sequences"
-            raise PositionError(f"prompt_length has {lengths.numel()} entries for {self.start.numel()} {what}")
-        if lengths.is_floating_point():
-            raise PositionError(f"prompt_length has the dtype {lengths.dtype}; it must be whole numbers")
-        lengths = lengths.reshape(-1).to(self.start)
-        end = self.start + lengths
-        if not self.one_per_row:
-            return self._replace(end=torch.minimum(end, self.stop))
-        return self._replace(end=end, stop=torch.maximum(end, self.stop))
-
-    def with_labels(self, labels: Tensor, past: int | Tensor = 0) -> Segments:
-        """The same segments, the prompt being the leading run of ignored labels of each.
-
-        labels [B, T] are those of the columns from `past` on.
-        """
-        columns = torch.arange(labels.shape[1], device=labels.device)[None] + past
-        labelled = labels[self.rows] != IGNORED_LABEL
-        inside = (columns >= self.start[:, None]) & (columns < self.stop[:, None])
-        first = torch.where(labelled & inside, columns, self.stop[:, None]).amin(1)
-        return self._replace(end=first)
-
-    def labelled_stretches(self, labels: Tensor, past: int | Tensor = 0) -> Tensor:
-        """[N] how many times labels begin within each segment: once, unless several answers of a chat have them.
-
-        labels [B, T] are those of the columns from `past` on.
-        """
-        columns = torch.arange(labels.shape[1], device=labels.device)[None] + past
-        inside = (columns >= self.start[:, None]) & (columns < self.stop[:, None])
-        labelled = (labels[self.rows] != IGNORED_LABEL) & inside
-        return labelled[:, :1].long().sum(1) + (labelled[:, 1:] & ~labelled[:, :-1]).sum(1)
-
-    def repeated(self, batch: int) -> Segments:
-        """For `batch` rows where each row was repeated in place: beams, several returned sequences."""
-        if batch == self.batch:
-            return self
-        if not self.one_per_row or batch % self.batch:
-            raise PositionError(f"the prompts of {self.batch} rows cannot be mapped onto a batch of {batch}")
-        times = batch // self.batch
-        rows = torch.arange(batch, device=self.rows.device)
-        start, end, stop = (t.repeat_interleave(times, 0) for t in (self.start, self.end, self.stop))
-        return Segments(rows, start, end, stop, batch, one_per_row=True)
-
-    def to(self, device: torch.device) -> Segments:
-        """The same segments on another device."""
-        rows, start, end, stop = (t.to(device) for t in (self.rows, self.start, self.end, self.stop))
-        return Segments(rows, start, end, stop, self.batch, self.one_per_row)
-
-
-def segments_of_full_rows(batch: int, columns: int | Tensor, device: torch.device) -> Segments:
-    """Every row is one prompt of `columns` tokens, none of them padding."""
-    rows = torch.arange(batch, device=device)
-    start = torch.zeros(batch, dtype=torch.long, device=device)
-    end = start + columns
-    return Segments(rows, start, end, end, batch, one_per_row=True)
-
-
-def segments_from_mask(mask: Tensor) -> Segments:
-    """mask [B, T] of 0 and 1, padding on either side → every row is one prompt without its padding.
-
-    A row that is all padding is an empty prompt behind the last column: what follows it may be its beginning.
-    """
-    kept = mask.bool()
-    batch, total = kept.shape
-    columns = torch.arange(total, device=mask.device)[None]
-    start = torch.where(kept, columns, total).amin(1)
-    end = torch.maximum(torch.where(kept, columns + 1, 0).amax(1), start)
-    return Segments(torch.arange(batch, device=mask.device), start, end, end, batch, one_per_row=True)
-
-
-def segments_from_position_ids(position_ids: Tensor, batch: int, mask: Tensor | None = None) -> Segments | None:
-    """position_ids [B, T] or [1, T] of packed rows: a segment begins where they do not go on by one.
-
-    mask [B, T] says which columns are not padding; all of them if there is none.  None if no row restarts, so that the
-    rows are not packed.
-    """
-    if position_ids.ndim != 2 or position_ids.shape[0] not in (1, batch):
-        return None
-    position_ids = position_ids.expand(batch, -1)
-    kept = torch.ones_like(position_ids, dtype=torch.bool) if mask is None else mask.bool()
-    whole = segments_from_mask(kept)
-    begins = torch.zeros_like(kept)
-    begins[:, 1:] = kept[:, 1:] & kept[:, :-1] & (position_ids[:, 1:] != position_ids[:, :-1] + 1)
-    if not bool(begins.any()):
-        return None
-    columns = torch.arange(position_ids.shape[1], device=position_ids.device)[None]
-    begins |= kept & (columns == whole.start[:, None])
-    rows, start = begins.nonzero(as_tuple=True)
-    stop = whole.stop[rows]
-    stop[:-1] = torch.where(rows[1:] == rows[:-1], start[1:], stop[:-1])
-    return Segments(rows, start, stop, stop, batch, one_per_row=False)
+# Where a range of tokens ends that has no end.
+FAR = 2**40
 
 
 class Slots(NamedTuple):
@@ -185,9 +89,7 @@ def slots(spec: PositionSpec, segments: Segments, past: int | Tensor, width: int
     """
     device = segments.start.device
     n = (segments.end - segments.start).clamp(min=0)[:, None]
-    short = n < spec.count
-    first = torch.where(short, torch.clamp(n // 2, max=spec.first), spec.first)
-    last = torch.where(short, torch.clamp((n + 1) // 2, max=spec.last), spec.last)
+    first, last = _given_way(spec, n)
     i = torch.arange(spec.first, device=device)[None]
     j = torch.arange(spec.last, device=device)[None]
     prefix = segments.start[:, None] + i
@@ -196,6 +98,13 @@ def slots(spec: PositionSpec, segments: Segments, past: int | Tensor, width: int
     valid = torch.cat([i < first, j >= spec.last - last], 1) & (columns >= 0) & (columns < width)
     rows = segments.rows[:, None].expand_as(columns)
     return Slots(rows, columns.clamp(0, width - 1), valid)
+
+
+def _given_way(spec: PositionSpec, n: Tensor) -> tuple[Tensor, Tensor]:
+    """How many of the first and of the last tokens of prompts of n tokens a span has: see `slots`."""
+    short = n < spec.count
+    first = torch.where(short, torch.clamp(n // 2, max=spec.first), spec.first)
+    return first, torch.where(short, torch.clamp((n + 1) // 2, max=spec.last), spec.last)
 
 
 def columns_of_slots(spec: PositionSpec, length: int) -> list[int | None]:
@@ -236,23 +145,210 @@ def token_mask(spec: PositionSpec, segments: Segments, past: int | Tensor, width
     return counts.index_add(0, segments.rows, hit.to(torch.int32)) > 0
 
 
-def first_edited(specs: Sequence[PositionSpec], lengths: Tensor) -> Tensor:
+def _ranges(spec: PositionSpec, joint: PositionSpec, n: Tensor) -> list[tuple[Term, Tensor, Tensor, Tensor]]:
+    """Of each term, those left out behind the others: its tokens [start, stop) in prompts of n, and where slot 0 is.
+
+    f and l give way to each other as in `slots`; in what is left out they do not.
+    """
+    first, last = _given_way(joint, n)
+    zero, far = torch.zeros_like(n), torch.full_like(n, FAR)
+    found = []
+    for i, term in enumerate((*spec.added, *spec.without)):
+        left_out, size = i >= len(spec.added), term.a or 0
+        if term.kind == "f":
+            start, stop, slot = zero, torch.clamp(n if left_out else first, max=size), zero
+        elif term.kind == "l":
+            start, stop, slot = n - torch.clamp(n if left_out else last, max=size), n, n - size
+        elif term.kind == "p":
+            a, b = (end if end is None or end >= 0 else (n + end).clamp(min=0) for end in (term.a, term.b))
+            start, stop = zero if a is None else zero + a, n if b is None else torch.minimum(zero + b, n)
+            slot = n + size if size < 0 else zero + size
+        elif term.kind == "g":
+            start, stop, slot = n, n + size, n
+        else:
+            start, stop = n if term.kind == "response" else zero, n if term.kind in ("prompt", "span") else far
+            slot = start
+        found.append((term, start, stop, slot))
+    return found
+
+
+def named_tokens(terms: Sequence[Term], tokens: Tensor | None, marked: Tensor | None = None) -> dict[Term, Tensor]:
+    """tokens [B, T] of ids, marked [B, T] of 0 and 1 → [B, T] bool of each term that looks at them: what it names."""
+    found = {} if marked is None else {term: marked.bool() for term in terms if term.kind == "span"}
+    if tokens is None:
+        return found
+    ids = {
+        term: torch.tensor(term.ids, dtype=tokens.dtype, device=tokens.device) for term in terms if term.kind == "id"
+    }
+    return found | {term: torch.isin(tokens, of_term) for term, of_term in ids.items()}
+
+
+def token_units(
+    spec: PositionSpec,
+    tie: Tie,
+    joint: PositionSpec,
+    segments: Segments,
+    past: int | Tensor,
+    width: int,
+    named: Mapping[Term, Tensor] | None = None,
+) -> Tensor:
+    """[B, width] the number of the Φ that edits each token of the window, −1 for none; of positions of terms.
+
+    A token that several terms name belongs to the first of them.  `joint` is that of all that edit the site; `named`
+    [B, width] says of each term that depends on the tokens themselves which it names.
+    """
+    found = term_slots(spec, joint, segments, past, width, named)
+    numbers, count = _first_numbers(spec, tie), len(spec.added)
+    unit = torch.full_like(found[0], -1)
+    # the first term last, so that its tokens are its own
+    for slot, number in reversed(list(zip(found[:count], numbers, strict=True))):
+        unit = torch.where(slot > 0, number + (slot - 1 if tie == "none" else 0), unit)
+    for slot in found[count:]:
+        unit = torch.where(slot > 0, -1, unit)
+    return unit
+
+
+def term_slots(
+    spec: PositionSpec,
+    joint: PositionSpec,
+    segments: Segments,
+    past: int | Tensor,
+    width: int,
+    named: Mapping[Term, Tensor] | None = None,
+) -> list[Tensor]:
+    """[B, width] of each term, those left out behind the others: which slot of it, from 1, a token is; 0 for none.
+
+    Where the term has no fixed number of slots, all its tokens are slot 1.  For the arguments see `token_units`.
+    """
+    n = (segments.end - segments.start).clamp(min=0)[:, None]
+    at = segments.tokens(past, width)
+    found = []
+    for term, start, stop, slot in _ranges(spec, joint, n):
+        hit = (at >= start) & (at < stop) & (at >= 0)
+        if named is not None and term in named:
+            hit &= named[term][segments.rows]
+        number = torch.where(hit, at - slot + 1 if term.slots is not None else 1, 0)
+        if not segments.one_per_row:
+            table = torch.zeros(segments.batch, width, dtype=number.dtype, device=number.device)
+            number = table.index_add(0, segments.rows, number)
+        found.append(number)
+    return found
+
+
+def _first_numbers(spec: PositionSpec, tie: Tie) -> list[int]:
+    """The number of each term's first Φ."""
+    sizes = [{"all": 0, "group": 1, "none": term.slots or 0}[tie] for term in spec.added]
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def unit_ranges(
+    spec: PositionSpec, tie: Tie, joint: PositionSpec, length: int, holds: Collection[Term] = ()
+) -> list[tuple[int, int | None, int]]:
+    """Tokens [start, stop) with the number of the Φ that edits them, in order, for one prompt and its response.
+
+    `holds` are the terms, of those that depend on the tokens themselves, that name a token; all tokens are taken to be
+    alike in that.  A stop of None: there is no end.
+    """
+    return _unit_ranges(spec, tie, _ranges_of_lengths(spec, joint, [length])[0], holds)
+
+
+def _ranges_of_lengths(
+    spec: PositionSpec, joint: PositionSpec, lengths: Sequence[int]
+) -> list[list[tuple[Term, int, int, int]]]:
+    """`_ranges` of each of the lengths, as numbers."""
+    found = [(term, *(x.tolist() for x in at)) for term, *at in _ranges(spec, joint, torch.tensor(lengths))]
+    return [[(term, *(x[i] for x in at)) for term, *at in found] for i in range(len(lengths))]
+
+
+def _unit_ranges(
+    spec: PositionSpec, tie: Tie, found: list[tuple[Term, int, int, int]], holds: Collection[Term]
+) -> list[tuple[int, int | None, int]]:
+    found = [one if one[0].kind not in CONTENT or one[0] in holds else (one[0], 0, 0, 0) for one in found]
+    numbers = _first_numbers(spec, tie)
+    borders = sorted({0, FAR, *(x for _, start, stop, _ in found for x in (start, stop) if start < stop)})
+    ranges: list[tuple[int, int | None, int]] = []
+    for a, b in pairwise(borders):
+        here = [i for i, (_, start, stop, _) in enumerate(found) if start <= a and b <= stop]
+        if not here or here[-1] >= len(spec.added):
+            continue
+        number, slot = numbers[here[0]], found[here[0]][3]
+        if tie == "none":
+            ranges += [(t, t + 1, number + t - slot) for t in range(a, b)]
+        elif ranges and ranges[-1][1:] == (a, number):
+            ranges[-1] = (ranges[-1][0], None if b == FAR else b, number)
+        else:
+            ranges.append((a, None if b == FAR else b, number))
+    return ranges
+
+
+@lru_cache(maxsize=2**10)
+def overlap(one: PositionSpec, other: PositionSpec) -> bool:
+    """Whether some text has a token that both edit at one site (paper, Def. 3.2 asks for disjoint positions)."""
+    if "terms" not in (one.scope, other.scope):
+        return _plain_overlap(one, other)
+    joint = joint_span([one, other])
+    kinds = [frozenset[Term](), *kinds_of_ids([one, other])]
+    lengths = _lengths(one, other)
+    pairs = zip(*(_ranges_of_lengths(spec, joint, lengths) for spec in (one, other)), strict=True)
+    for (mine, yours), holds in product(pairs, kinds):
+        both = _unit_ranges(one, "all", mine, holds), _unit_ranges(other, "all", yours, holds)
+        if any(a < (d or FAR) and c < (b or FAR) for a, b, _ in both[0] for c, d, _ in both[1]):
+            return True
+    return False
+
+
+def _lengths(*specs: PositionSpec) -> list[int]:
+    """Lengths of prompts, one at least of each order in which ends of ranges can lie."""
+    terms = [term for spec in specs for term in (*spec.added, *spec.without) if term.kind in ("f", "l", "p")]
+    numbers = sorted({0, *(abs(n) for term in terms for n in (term.a, term.b) if n)})
+    sums = {a + b for a in numbers for b in numbers}
+    return sorted({max(0, n + d) for n in sums for d in (-1, 0, 1)})
+
+
+def _plain_overlap(one: PositionSpec, other: PositionSpec) -> bool:
+    scopes = (one.scope, other.scope)
+    if "all" in scopes:
+        return True
+    if "response" in scopes:
+        return one.scope == other.scope
+    if "prompt" in scopes:
+        return True
+    return bool((one.first and other.first) or (one.last and other.last))
+
+
+def first_edited(
+    specs: Sequence[PositionSpec], lengths: Tensor, tokens: Tensor | None = None, marked: Tensor | None = None
+) -> Tensor:
     """lengths [N] of prompts → [N] the first token that any of the specs of one site edits.
 
     A response is edited from its first token on, which is token n.  Where nothing is edited: the largest number.
+    tokens [N, T] are prompt and response, by ids, and marked [N, T] says which a span names; without them, none.
     """
     none = torch.full_like(lengths, torch.iinfo(lengths.dtype).max)
     found = none
-    for spec in [joint_span(specs), *(spec for spec in specs if spec.scope != "span")]:
-        if spec.scope != "span":
+    joint = joint_span(specs)
+    rows = torch.arange(len(lengths), device=lengths.device)
+    zeros = torch.zeros_like(lengths)
+    plain = joint_span([spec for spec in specs if spec.scope == "span"])
+    for spec in [plain, *(spec for spec in specs if spec.scope != "span")]:
+        if spec.scope == "terms":
+            width = int(lengths.max()) + 1 if tokens is None else tokens.shape[1]
+            prompts = Segments(
+                rows, zeros, lengths, torch.full_like(lengths, width), len(rows), one_per_row=True, gap=None
+            )
+            content = content_terms([spec])
+            named = dict.fromkeys(content, torch.zeros(len(lengths), width, dtype=torch.bool, device=lengths.device))
+            named |= named_tokens(content, tokens, marked)
+            hit = token_units(spec, "all", joint, prompts, 0, width, named) >= 0
+            first = torch.where(hit, torch.arange(width, device=lengths.device), none[:, None]).amin(1)
+        elif spec.scope != "span":
             first = lengths if spec.scope == "response" else torch.zeros_like(lengths)
         elif spec.count == 0:
             first = none
         else:
-            rows = torch.arange(len(lengths), device=lengths.device)
-            zeros = torch.zeros_like(lengths)
-            prompts = Segments(rows, zeros, lengths, lengths, len(lengths), one_per_row=True)
-            at = slots(spec, prompts, 0, int(lengths.max()))
-            first = torch.where(at.valid, at.columns, none[:, None]).amin(1)
+            prompts = Segments(rows, zeros, lengths, lengths, len(rows), one_per_row=True, gap=None)
+            at = slots(joint, prompts, 0, int(lengths.max()))
+            own = own_slots(spec, joint)
+            first = torch.where(at.valid[:, own], at.columns[:, own], none[:, None]).amin(1)
         found = torch.minimum(found, first)
     return found

@@ -90,6 +90,9 @@ def test_adapter_without_a_prompt(reftune: Command, adapter: Path, base: Path, t
         ("prompt", list(range(7))),
         ("ALL", list(range(7))),
         ("response", []),
+        ("p[1:-1]+g2", [1, 2, 3, 4, 5]),
+        ("all-id(4,9)-l1", [1, 3, 4, 5]),
+        ('text("w1","w3")', [1, 3]),
     ],
 )
 def test_model_with_a_configuration(reftune: Command, base: Path, positions: str, expected: list[int]) -> None:
@@ -101,10 +104,17 @@ def test_model_with_a_configuration(reftune: Command, base: Path, positions: str
     assert edited(found, 0) == []
 
 
+def test_marked_tokens(reftune: Command, base: Path) -> None:
+    marked = PROMPT.replace("w2 w3", "<<reft>>w2 w3<</reft>>")
+    assert marked != PROMPT
+    found = reftune("show", base, "--prompt", marked, "--positions", "span+l1", "--layers", "1", "--json").json
+    assert edited(found, 1) == [2, 3, 6]
+
+
 def test_spans_far_longer_than_the_prompt_take_no_time() -> None:
     spec = parse_positions("f500000+l500000")
     began = time.process_time()
-    assert [command._edited(spec, spec, 6) for _ in range(40)] == [tuple(range(6))] * 40
+    assert [command._edited(spec, spec, tuple(range(6))) for _ in range(40)] == [tuple(range(6))] * 40
     assert time.process_time() - began < 3  # was 5 s for one of the 40 layers
 
 
@@ -137,7 +147,12 @@ def test_groups_of_one_site_give_way_to_each_other(reftune: Command, base: Path,
 
 @pytest.mark.parametrize(
     ("positions", "line"),
-    [("all", "… and every generated token"), ("response", "no token of the prompt, every generated token")],
+    [
+        ("all", "… and every generated token"),
+        ("response", "no token of the prompt, every generated token"),
+        ("l1+g3", "… and, as the positions say, of the first 3 generated tokens"),
+        ("id(7)", "… and, as the positions say, of the generated tokens"),
+    ],
 )
 def test_generated_tokens_are_told(reftune: Command, base: Path, positions: str, line: str) -> None:
     assert line in reftune("show", base, "--positions", positions).out

@@ -30,6 +30,8 @@ KINDS: Mapping[str, dict[str, Any]] = {
     "steer": {"positions": "f7+l7", "intervention": "steer"},
     "head": {"r": 2, "positions": "l3", "component": "attention_head[1]"},
     "mlp": {"r": 2, "positions": "l3", "component": "mlp_output", "tie": "none"},
+    "terms": {"r": 2, "positions": "p[1:3]+g3-id(4,5,6,7)", "tie": "none"},
+    "ids": {"r": 2, "positions": "id(5,8,9,12,15,20,21,22)+l1", "tie": "group"},
     "two": {
         "r": 2,
         "form": "delta",

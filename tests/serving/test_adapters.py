@@ -131,6 +131,18 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "wrong type": (lambda f: change_config(f, layers={"a": 1}), "layers"),
     "modules_to_save": (lambda f: change_config(f, modules_to_save=["lm_head"]), "modules_to_save"),
     "many positions": (lambda f: change_config(f, positions="f1+l2000000000"), "positions"),
+    "many terms": (
+        lambda f: change_config(f, groups=[{"positions": "+".join(f"p[{i}:{i + 1}]" for i in range(8))}] * 5),
+        "40 terms",
+    ),
+    "many kinds of tokens": (
+        lambda f: change_config(
+            f, groups=[{"positions": "+".join(f"id({8 * i + j})" for j in range(8))} for i in range(2)]
+        ),
+        "17 kinds of tokens",
+    ),
+    "many orders": (lambda f: change_config(f, positions="p[:2000]-id(1)-id(2)-id(3)-id(4)"), "count 2000 tokens"),
+    "texts": (lambda f: change_config(f, positions='text(".")'), "saved with ids"),
     "many interventions": (lambda f: change_config(f, positions="f500", tie="none"), "500"),
     "weights empty": (lambda f: (f / WEIGHTS).write_bytes(b""), "corrupt"),
     "weights cut": (lambda f: cut(f / WEIGHTS, 1000), "corrupt"),

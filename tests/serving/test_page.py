@@ -36,7 +36,7 @@ from tests.serving.vllm.configs import llama_config
 
 
 def marks(count: int, **adapter: Any) -> list[str | None]:
-    return [mark for _, mark in marked_tokens([f"t{i}" for i in range(count)], adapter)]
+    return [mark for _, mark in marked_tokens([f"t{i}" for i in range(count)], range(count), adapter)]
 
 
 def test_marks_say_positions_and_layers() -> None:
@@ -45,7 +45,7 @@ def test_marks_say_positions_and_layers() -> None:
     assert marks(6, **adapter) == [one, None, None, None, two, two]
     # a short prompt: prefix and suffix give way to each other
     assert marks(2, **adapter) == [one, two]
-    assert summary(6, adapter) == "3 of 6 prompt tokens are edited, and none of the answer"
+    assert summary(range(6), adapter) == "3 of 6 prompt tokens are edited, and none of the answer"
 
 
 def test_marks_of_groups_that_meet_at_a_token() -> None:
@@ -56,8 +56,17 @@ def test_marks_of_groups_that_meet_at_a_token() -> None:
 def test_marks_of_whole_scopes() -> None:
     assert marks(3, sites=[[[0, "all", "all"]]], layers=[[0]]) == ["all, layers 0"] * 3
     assert marks(3, sites=[[[0, "response", "all"]]], layers=[[1]]) == [None] * 3
-    told = summary(3, {"sites": [[[0, "response", "all"]]], "layers": [[1]]})
+    told = summary(range(3), {"sites": [[[0, "response", "all"]]], "layers": [[1]]})
     assert told == "0 of 3 prompt tokens are edited, and all tokens of the answer: response, layers 1"
+
+
+def test_marks_of_terms() -> None:
+    adapter = {"sites": [[[0, "l1+g2-id(1,9)", "all"]]], "layers": [[0]]}
+    assert marks(3, **adapter) == [None, None, "l1+g2-id(1,9), layers 0"]
+    assert marks(2, **adapter) == [None, None]
+    told = summary(range(3), adapter)
+    first = "1 of 3 prompt tokens are edited, and the first 2 tokens of the answer: l1+g2-id(1,9), layers 0"
+    assert told == f"{first}; of its tokens id(1,9) none"
 
 
 def test_marks_where_nothing_is_edited() -> None:
@@ -301,7 +310,8 @@ def test_tokens_are_those_of_the_request(url: str) -> None:
     messages = [{"role": "user", "content": "w1 w2 w9"}]
     chat = ask_for(messages=messages, return_token_strs=True, add_generation_prompt=True).json()
     assert chat["token_strs"] == ["<user>", "w1", "w2", "w9", "<assistant>"] and chat["count"] == 5
-    assert ask_for(prompt="w1 w2").json() == {"count": 2, "max_model_len": 2048, "tokens": [8, 9], "token_strs": None}
+    told = {"count": 2, "max_model_len": 2048, "tokens": [8, 9], "token_strs": None, "spans": None}
+    assert ask_for(prompt="w1 w2").json() == told
     body = {"model": "loreft", "messages": messages, "max_tokens": 1}
     usage = httpx.post(f"{url}/v1/chat/completions", json=body).json()["usage"]
     assert usage["prompt_tokens"] == chat["count"]

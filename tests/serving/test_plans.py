@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reftune.positions import (
@@ -19,7 +19,16 @@ from reftune.positions import (
     token_mask,
     unit_slices,
 )
-from reftune.serving.plans import Part, block_key, most_sets, plan, sites_from_wire
+from reftune.serving.plans import (
+    Part,
+    block_key,
+    most_sets,
+    plan,
+    plan_of_tokens,
+    sets_by_length,
+    sites_from_wire,
+)
+from tests.term_oracle import Terms, terms_of
 
 RESPONSE = 5
 
@@ -98,6 +107,46 @@ def test_blocks_have_one_key_if_and_only_if_they_are_edited_alike(value: Any, on
             marks.append(found[start : start + size])
         assert (keys[0] == keys[1]) == (marks[0] == marks[1])
         assert (keys[0] is None) == (not any(marks[0]))
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(terms_of(), min_size=1, max_size=2),
+    st.lists(st.integers(3, 9), min_size=1, max_size=14),
+    st.integers(1, 9),
+    st.data(),
+)
+def test_windows_of_terms_are_edited_as_the_oracle_says(
+    several: list[Terms], tokens: list[int], length: int, data: Any
+) -> None:
+    """Any window of prompt and response, by its tokens alone."""
+    length = min(length, len(tokens))
+    start = data.draw(st.integers(0, len(tokens) - 1))
+    stop = data.draw(st.integers(start + 1, len(tokens)))
+    # each a site, since f and l of one site give way to each other
+    value = tuple(((i, str(parse_positions(terms.text)), terms.tie),) for i, terms in enumerate(several))
+    found: dict[int, set[Part]] = {i: set() for i in range(start, stop)}
+    edits = plan_of_tokens(value, length, start, stop, lambda: tokens[start:stop])
+    for edit in edits:
+        for i in range(max(edit.start, start), stop if edit.stop is None else min(edit.stop, stop)):
+            found[i] |= set(edit.parts)
+    wanted: dict[int, set[Part]] = {i: set() for i in range(start, stop)}
+    for number, terms in enumerate(several):
+        for i, unit in terms.units(length, tokens).items():
+            if start <= i < stop:
+                wanted[i].add(Part(number, number, unit))
+    assert found == wanted
+    assert {edit.parts for edit in edits} <= frozenset().union(*sets_by_length(value))
+    # a block's key says just this, wherever the block ends
+    whole = plan_of_tokens(value, length, 0, len(tokens), lambda: tokens)
+    assert block_key("a", whole, start, stop) == block_key("a", edits, start, stop)
+    assert (block_key("a", edits, start, stop) is None) == (not any(found.values()))
+
+
+def test_generated_tokens_behind_the_first_ones_have_no_key() -> None:
+    edits = plan((((0, "l4+g4", "group"),),), 40)
+    assert [(edit.start, edit.stop) for edit in edits] == [(36, 40), (40, 44)]
+    assert block_key("a", edits, 32, 48) and block_key("a", edits, 48, 64) is None
 
 
 def test_keys_tell_adapters_apart() -> None:

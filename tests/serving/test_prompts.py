@@ -22,7 +22,7 @@ def asked(template: str, style: PromptStyle | None, *turns: dict[str, Any], **mo
     tokenizer = word_tokenizer(template=template)
     body = ChatRequest(model="a", messages=[*turns], **more)  # type: ignore[arg-type]
     reader = PromptReader(tokenizer, limit=100, vocabulary=100)
-    return reader.chat([message.as_turn() for message in body.messages], style, body.tools)
+    return reader.chat([message.as_turn() for message in body.messages], style, body.tools).ids
 
 
 def test_tools_and_calls_reach_the_template() -> None:

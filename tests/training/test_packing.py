@@ -30,6 +30,7 @@ PACKING = {"packing": True}
 EDITS: dict[str, dict[str, Any]] = {
     "f2+l2": {"layers": [0, 1], "positions": "f2+l2"},
     "response": {"layers": [1], "positions": "response"},
+    "terms": {"layers": [1], "positions": f"l1+g1+id({','.join(map(str, range(5, 97, 3)))})", "tie": "group"},
     "prompt of an mlp": {"layers": [0], "positions": "prompt", "component": "mlp_output"},
 }
 CASES = [(kind, name) for kind in PACKED for name in EDITS if name == "f2+l2" or kind in ("qwen3", "gemma3", "gpt2")]

@@ -67,6 +67,8 @@ IN_DETAIL: dict[str, dict[str, Any]] = {
     "response": {"layers": [0], "positions": "response", "intervention": "noreft"},
     "prompt": {"layers": [2], "positions": "prompt", "intervention": "direft"},
     "all": {"layers": [1], "positions": "all"},
+    "terms": {"layers": [1, 2], "positions": "p[2:4]+g2-id(9)", "tie": "group"},
+    "ids": {"layers": [1], "positions": f"id({','.join(map(str, range(5, 97, 3)))})+l1"},
     "l1 of an attention below": {"layers": [0], "positions": "l1", "component": "attention_output"},
 }
 CASES = [
@@ -119,6 +121,19 @@ def test_batches_parts_and_evaluation_are_those_of_trainer(
     assert len(expected.losses) == 6 and len(expected.evaluated) == 3
     found = reused(tmp_path, adapted(kind, **fields), rows, caplog, **arguments)
     assert_same(found, expected)
+
+
+def test_marked_rows(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Also packed; what is kept of a row ends before its first marked token."""
+    rows: Any = [{**row, "spans": [int(i % 3 == 2) for i in range(len(row["input_ids"]))]} for row in ROWS]
+
+    def model() -> Any:
+        return adapted(layers=[1, 2], positions="span+l1", tie="group")
+
+    expected = course_of(trainer_of(tmp_path, model(), rows, plain=True, max_steps=2))
+    assert_same(course_of(trainer_of(tmp_path, model(), rows, max_steps=2, more={"packing": True})), expected)
+    caplog.clear()
+    assert_same(reused(tmp_path, model(), rows, caplog, max_steps=2), expected)
 
 
 def loss_in_float64(hidden: Tensor, targets: Tensor, logits_of: Any, **more: Any) -> Tensor:

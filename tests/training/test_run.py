@@ -261,3 +261,16 @@ def test_a_checkpoint_of_another_adapter_is_refused(base: Path, tmp_path: Path, 
     (name,) = changed
     with pytest.raises(ReftuneError, match=f"another adapter .*{name}="):
         train_run(run_of(base, tmp_path, reft={"r": 2, "positions": "l1", **changed}), resume=True)
+
+
+def test_positions_by_text(base: Path, tmp_path: Path) -> None:
+    """The ids are what is saved, and a run that goes on compares them."""
+    config = run_of(
+        base, tmp_path, reft={"r": 2, "positions": 'l1+text("w2","w40")'}, training={**QUICK, "save_steps": 1}
+    )
+    result = train_run(config)
+    wanted = "l1+id({},{})".format(*result.tokenizer("w2 w40")["input_ids"])
+    saved: Any = json.loads((result.adapter_path / "adapter_config.json").read_text())
+    assert saved["positions"] == wanted
+    with pytest.raises(ReftuneError, match=r"no token of this tokenizer, which reads it as \['w2', 'w3'\]"):
+        train_run(run_of(base, tmp_path / "b", reft={"r": 2, "positions": 'text("w2 w3")'}))

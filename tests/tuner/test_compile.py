@@ -64,7 +64,7 @@ def test_labels_and_mask(positions: str, tie: str, side: str) -> None:
     check(adapted("llama", positions=positions, tie=tie), batch(side))
 
 
-@pytest.mark.parametrize("positions", ["f2+l2", "response"])
+@pytest.mark.parametrize("positions", ["f2+l2", "response", "p[1:]+g1-id(5,9)"])
 def test_prompt_length(positions: str) -> None:
     check(adapted("llama", positions=positions), {**batch("left"), "prompt_length": torch.tensor([4, 3])})
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..data import PromptStyle, encode_prompt
+from ..data import PromptStyle, encode_marked
 from ..errors import ReftuneError
-from ..specs import PositionSpec, joint_span, own_slots
+from ..specs import PositionSpec, joint_span, own_slots, parse_positions
 from ..values import ranges
 from .generate import StyleOption, style_for
 from .output import JsonFlag, consoles, emit, load_package, quiet_libraries, say
@@ -84,8 +85,8 @@ def show(
             target, r=rank, layers=layers, positions=positions, intervention=intervention, task_type="CAUSAL_LM"
         )
         style = PromptStyle(prompt_style or ("messages" if tokenizer.chat_template else "prompt"))
-    ids = encode_prompt(style.record(DEFAULT_PROMPT if prompt is None else prompt), tokenizer)
-    edits = [edit for name, layer in _layers(model) for edit in _edits(name, layer, len(ids))]
+    ids, spans = encode_marked(style.record(DEFAULT_PROMPT if prompt is None else prompt), tokenizer)
+    edits = [edit for name, layer in _layers(model) for edit in _edits(name, layer, ids, spans)]
     total = sum(p.numel() for name, p in model.named_parameters() if "intervention_" not in name)
     pieces = [str(tokenizer.decode([token])) for token in ids]
     if as_json:
@@ -133,7 +134,7 @@ def _configured(target: str, **options: Any) -> tuple[PeftModel, PreTrainedToken
     # what is wrong with the configuration is told before the model is loaded
     config = ReftConfig(**options)
     bare, tokenizer = load_base(target)
-    model = get_peft_model(bare, config)
+    model = get_peft_model(bare, config.resolve_texts(tokenizer))
     assert isinstance(model, PeftModel)
     return model, tokenizer
 
@@ -144,29 +145,40 @@ def _layers(model: PeftModel) -> Iterable[tuple[str, ReftLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, ReftLayer))
 
 
-def _edits(name: str, layer: ReftLayer, prompt_tokens: int) -> Iterable[Edit]:
-    """What each group of each adapter does at one site, on a prompt of so many tokens."""
+def _edits(name: str, layer: ReftLayer, ids: Sequence[int], spans: Sequence[int] | None) -> Iterable[Edit]:
+    """What each group of each adapter does at one site, on a prompt of these tokens, some of them marked."""
     groups = [(adapter, group) for adapter in layer.groups for group in layer.groups[adapter]]
     joint = joint_span([group.spec for _, group in groups])
     for adapter, group in groups:
         units = [unit for unit in layer.units(adapter) if unit.group is group]
         count = sum(p.numel() for unit in units for p in layer.phi(adapter, unit).parameters())
         spec = group.spec
-        tokens: tuple[int, ...] | None = None
-        if spec.scope in ("prompt", "all"):
-            tokens = tuple(range(prompt_tokens))
-        elif spec.scope == "span":
-            tokens = _edited(spec, joint, prompt_tokens)
+        tokens = None if spec.scope == "response" else _edited(spec, joint, tuple(ids), spans and tuple(spans))
         host = name.rpartition(".")[0].removeprefix("base_model.model.")
         yield Edit(layer.layer, host, group.component, group.intervention, str(spec), group.r, count, tokens)
 
 
 @lru_cache
-def _edited(spec: PositionSpec, joint: PositionSpec, prompt_tokens: int) -> tuple[int, ...]:
+def _edited(
+    spec: PositionSpec, joint: PositionSpec, ids: tuple[int, ...], spans: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     """Prompt tokens that `spec` edits where all groups together have the slots of `joint`."""
-    from ..positions import columns_of_slots
+    from ..positions import columns_of_slots, content_terms, unit_ranges
 
-    columns = columns_of_slots(joint, prompt_tokens)
+    if spec.scope in ("prompt", "all"):
+        return tuple(range(len(ids)))
+    if spec.scope == "terms":
+        found: list[int] = []
+        terms = content_terms([spec])
+        kinds = [
+            frozenset(term for term in terms if token in term.ids or (marked and term.kind == "span"))
+            for token, marked in zip(ids, spans or [0] * len(ids), strict=True)
+        ]
+        for holds in set(kinds):
+            for start, stop, _ in unit_ranges(spec, "all", joint, len(ids), holds):
+                found += [i for i in range(len(ids))[start:stop] if kinds[i] == holds]
+        return tuple(sorted(found))
+    columns = columns_of_slots(joint, len(ids))
     return tuple(sorted(column for slot in own_slots(spec, joint) if (column := columns[slot]) is not None))
 
 
@@ -229,6 +241,9 @@ def _print_prompt(console: Console, edits: list[Edit], pieces: list[str]) -> Non
             console.print(Text("… and every generated token", style=style))
         if first.positions == "response":
             console.print(Text("no token of the prompt, every generated token", style=style))
+        elif first.positions != "all" and (reach := parse_positions(first.positions).reach):
+            which = f"of the first {reach} generated tokens" if reach < inf else "of the generated tokens"
+            console.print(Text(f"… and, as the positions say, {which}", style=style))
 
 
 def _picture(console: Console, edited: set[int], pieces: list[str], style: str) -> Text:

@@ -5,10 +5,11 @@
 
 One stage a file, each usable alone: `kinds` (what a record may look like), `records` (files to checked rows), `turns`
 (a row for each answer of a conversation), `templates` (record to prompt and response text; `lossless`: nothing left
-out), `tokenize` (text to ids), `collate` (examples to tensors).  `style` is how prompts were written, kept beside the
-adapter; `strict` reads JSON.
+out; `spans`: what of a prompt is marked), `tokenize` (text to ids), `collate` (examples to tensors).  `style` is how
+prompts were written, kept beside the adapter; `strict` reads JSON.
 
-Must not know: interventions, positions, the tuner.  All that leaves this package about positions is `prompt_length`.
+Must not know: interventions, positions, the tuner.  All that leaves this package about positions is `prompt_length`
+and `spans`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from reftune.data.records import load_records
 from reftune.data.style import PromptStyle
-from reftune.data.tokenize import Example, build_dataset, encode_prompt, tokenize_record
+from reftune.data.tokenize import Example, build_dataset, encode_marked, encode_prompt, tokenize_record
 from reftune.data.turns import split_record, split_turns
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ __all__ = [
     "PromptStyle",
     "ReftCollator",
     "build_dataset",
+    "encode_marked",
     "encode_prompt",
     "load_records",
     "split_record",

@@ -29,6 +29,7 @@ class _Row:
     input_ids: list[int]
     labels: list[int]
     prompt_length: int
+    spans: list[int] | None = None
 
 
 class ReftCollator:
@@ -36,7 +37,7 @@ class ReftCollator:
 
     The batch: `input_ids`, `attention_mask`, `labels` [B, T] and `prompt_length` [B], the number of prompt tokens of
     each row, its padding not counted.  If the features have `subspaces`, the parts of the rank that a row trains, the
-    batch has them as a list of lists.
+    batch has them as a list of lists.  If they have `spans`, 0 or 1 for each token, the batch has them [B, T].
 
     With `packing` all features become one row without padding: `input_ids`, `labels` and `position_ids` [1, ΣT], which
     begin anew at each example, and `prompt_length` [B].  There is no mask: a model that is given restarting positions
@@ -83,6 +84,8 @@ class ReftCollator:
             "labels": self._padded([row.labels for row in rows], length, IGNORE),
             "prompt_length": torch.tensor([row.prompt_length for row in rows], dtype=torch.long),
         }
+        if _have_spans(rows):
+            batch["spans"] = self._padded([row.spans or [] for row in rows], length, 0)
         chosen = [feature.get("subspaces") for feature in features]
         if all(choice is not None for choice in chosen):
             batch["subspaces"] = [_ints(choice) for choice in chosen]
@@ -107,6 +110,8 @@ def _packed(rows: Sequence[_Row], features: Sequence[Mapping[str, Any]]) -> dict
         # nothing before it predicts the first token of an example
         flat["labels"] += [IGNORE, *row.labels[1:]]
         flat["position_ids"] += range(len(row.input_ids))
+    if _have_spans(rows):
+        flat["spans"] = [mark for row in rows for mark in row.spans or []]
     batch: dict[str, Any] = {name: torch.tensor([values], dtype=torch.long) for name, values in flat.items()}
     batch["prompt_length"] = torch.tensor([row.prompt_length for row in rows], dtype=torch.long)
     return batch
@@ -133,7 +138,18 @@ def _row(feature: Mapping[str, Any]) -> _Row:
     if not 1 <= prompt_length <= len(input_ids):
         problem = f"its labels do not begin with {IGNORE}" if given is None else f"prompt_length={prompt_length}"
         raise DataError(f"no prompt: {problem}; it needs 1 to {len(input_ids)} prompt tokens")
-    return _Row(input_ids, labels, prompt_length)
+    spans = None if feature.get("spans") is None else _ints(feature["spans"])
+    if spans is not None and (len(spans) != len(input_ids) or not set(spans) <= {0, 1}):
+        raise DataError(f"'spans' must be {len(input_ids)} numbers 0 or 1, one for each of the input_ids")
+    return _Row(input_ids, labels, prompt_length, spans)
+
+
+def _have_spans(rows: Sequence[_Row]) -> bool:
+    """Whether the rows say which of their tokens are marked."""
+    having = [row.spans is not None for row in rows]
+    if any(having) and not all(having):
+        raise DataError("some rows of the batch have 'spans' and some have not; give all of them some, if only zeros")
+    return all(having)
 
 
 def _leading_ignored(labels: list[int]) -> int:

@@ -59,7 +59,7 @@ KINDS = (COMPLETION, MESSAGES, INSTRUCTION)
 OTHER_NAMES = (("text", "label"), ("sentence", "label"), ("question", "answer"))
 # What a chat template is given beside the messages.
 EXTRAS = {"tools": "a list of objects", "documents": "a list of objects", "chat_template_kwargs": "an object"}
-COLUMNS = frozenset([*EXTRAS, *(name for kind in KINDS for name in (*kind.required, *kind.optional))])
+COLUMNS = frozenset([*EXTRAS, "spans", *(name for kind in KINDS for name in (*kind.required, *kind.optional))])
 
 
 def check_record(record: Record, *, need_response: bool = True) -> Kind:

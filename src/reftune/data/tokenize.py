@@ -18,6 +18,16 @@ import numpy as np
 
 from reftune.data.kinds import Record
 from reftune.data.records import RecordSource, load_datasets, read_records
+from reftune.data.spans import (
+    MARKERS,
+    Markers,
+    Span,
+    check_markers,
+    has_marks,
+    taken_out,
+    with_markers,
+    without_markers,
+)
 from reftune.data.style import PromptStyle
 from reftune.data.templates import Rendered, render
 from reftune.data.turns import IGNORE, TRAIN_ON, split_record
@@ -27,7 +37,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["IGNORE", "Example", "build_dataset", "encode_prompt", "tokenize_record"]
+__all__ = ["IGNORE", "Example", "build_dataset", "encode_marked", "encode_prompt", "tokenize_record"]
 
 logger = logging.getLogger("reftune")
 
@@ -39,6 +49,8 @@ class Example:
     input_ids: list[int]
     prompt_length: int
     prompt_cut: int = 0
+    spans: list[int] | None = None
+    """Of each token 1 where the row marks it, else 0; None where the row marks nothing."""
 
     @property
     def labels(self) -> list[int]:
@@ -48,13 +60,30 @@ class Example:
 
 def encode_prompt(record_or_text: Record | str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The ids to generate from.  The record's response may be absent; a string is raw prompt text."""
-    rendered = render(record_or_text, tokenizer, need_response=False)
-    return _Encoder.of(tokenizer).prompt_ids(rendered)
+    return encode_marked(record_or_text, tokenizer)[0]
 
 
-def tokenize_record(record: Record, tokenizer: PreTrainedTokenizerBase, *, max_length: int | None = None) -> Example:
+def encode_marked(
+    record_or_text: Record | str, tokenizer: PreTrainedTokenizerBase, *, markers: Markers = MARKERS
+) -> tuple[list[int], list[int] | None]:
+    """The ids to generate from, and of each 1 where it lies in a marked span, else 0; None if nothing is marked."""
+    check_markers(markers)
+    rendered, spans = _rendered(record_or_text, tokenizer, markers, need_response=False)
+    encoder = _Encoder.of(tokenizer)
+    prompt = encoder.prompt_ids(rendered)
+    return prompt, encoder.marks(rendered, prompt, spans)
+
+
+def tokenize_record(
+    record: Record,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None = None,
+    markers: Markers = MARKERS,
+) -> Example:
     """Ids of prompt and response; beyond `max_length` the prompt is cut from the left, the response never."""
-    return _tokenize(record, _Encoder.of(tokenizer), max_length)
+    check_markers(markers)
+    return _tokenize(record, _Encoder.of(tokenizer), max_length, markers)
 
 
 def build_dataset(
@@ -64,8 +93,12 @@ def build_dataset(
     max_length: int | None = None,
     split: str = "train",
     train_on: str = "last",
+    markers: Markers = MARKERS,
 ) -> datasets.Dataset:
     """Columns `input_ids`, `labels`, `prompt_length` of all rows; one log message says how many rows were cut.
+
+    If a row marks spans of its prompt, by `markers` in its text or by character offsets in its column `spans`, there is
+    the column `spans`: of each token 1 where it is marked, else 0.
 
     The last answer of a conversation is trained on; with `train_on="all"` each is, as a row of its own whose prompt is
     all that came before it (`reftune.data.split_record`).
@@ -74,24 +107,26 @@ def build_dataset(
     """
     if train_on not in TRAIN_ON:
         raise DataError(f"train_on={train_on!r} is not valid; use one of {', '.join(map(repr, TRAIN_ON))}")
+    check_markers(markers)
     datasets = load_datasets()
     rows = read_records(source, split=split)
     encoder = _Encoder.of(tokenizer)
 
     styles: set[PromptStyle] = set()
 
-    def columns_of(record: Record) -> list[tuple[Any, Any, int, int]]:
+    def columns_of(record: Record) -> list[tuple[Any, Any, int, int, Any]]:
         return [row_of(answer) for answer in (split_record(record) if train_on == "all" else [record])]
 
-    def row_of(record: Record) -> tuple[Any, Any, int, int]:
-        example = _tokenize(record, encoder, max_length)
+    def row_of(record: Record) -> tuple[Any, Any, int, int, Any]:
+        example = _tokenize(record, encoder, max_length, markers)
         # Arrays of 4 bytes an id: lists of ints take nine times as much, which counts for long data sets.
         ids, labels = (np.array(values, dtype=np.int32) for values in (example.input_ids, example.labels))
         styles.add(PromptStyle.of_record(record))
-        return ids, labels, example.prompt_length, example.prompt_cut
+        spans = None if example.spans is None else np.array(example.spans, dtype=np.int8)
+        return ids, labels, example.prompt_length, example.prompt_cut, spans
 
     found = [row for of_record in rows.map(columns_of) for row in of_record]
-    input_ids, labels, prompt_lengths, cuts = zip(*found, strict=True)
+    input_ids, labels, prompt_lengths, cuts, spans = zip(*found, strict=True)
     rows_cut = sum(cut > 0 for cut in cuts)
     logger.log(
         logging.WARNING if rows_cut else logging.INFO,
@@ -103,16 +138,47 @@ def build_dataset(
         sum(cuts),
     )
     columns = {"input_ids": list(input_ids), "labels": list(labels), "prompt_length": list(prompt_lengths)}
+    if any(marks is not None for marks in spans):
+        of_rows = zip(input_ids, spans, strict=True)
+        columns["spans"] = [np.zeros(len(ids), dtype=np.int8) if marks is None else marks for ids, marks in of_rows]
     info = datasets.DatasetInfo(description="\n".join(sorted(style.note for style in styles)))
     return datasets.Dataset.from_dict(columns, info=info)
 
 
-def _tokenize(record: Record, encoder: _Encoder, max_length: int | None) -> Example:
-    rendered = render(record, encoder.tokenizer, need_response=True)
+def _tokenize(record: Record, encoder: _Encoder, max_length: int | None, markers: Markers) -> Example:
+    rendered, spans = _rendered(record, encoder.tokenizer, markers, need_response=True)
     prompt = encoder.prompt_ids(rendered)
     response = encoder.response_ids(rendered, prompt)
-    kept = encoder.cut_left(prompt, len(response), max_length)
-    return Example(kept + response, prompt_length=len(kept), prompt_cut=len(prompt) - len(kept))
+    first, cut = encoder.cut_left(prompt, len(response), max_length)
+    marks = encoder.marks(rendered, prompt, spans)
+    if marks is not None:
+        marks = marks[:first] + marks[first + cut :] + [0] * len(response)
+    kept = prompt[:first] + prompt[first + cut :]
+    return Example(kept + response, prompt_length=len(kept), prompt_cut=cut, spans=marks)
+
+
+def _rendered(
+    record: Record | str, tokenizer: PreTrainedTokenizerBase, markers: Markers, *, need_response: bool
+) -> tuple[Rendered, list[Span]]:
+    """The texts of a record without markers, and the characters of its prompt that they mark.
+
+    Raises:
+        DataError: the markers cannot be, or are not in the prompt, or the chat template writes another text with them.
+    """
+    record = {"prompt": record} if isinstance(record, str) else with_markers(record, markers)
+    rendered = render(record, tokenizer, need_response=need_response)
+    if rendered.response is not None and has_marks(rendered.response, markers):
+        raise DataError("a span is marked in the response; spans are of prompts")
+    if not has_marks(rendered.prompt, markers):
+        return rendered, []
+    prompt, spans = taken_out(rendered.prompt, markers)
+    plain = render(without_markers(dict(record), markers), tokenizer, need_response=need_response)
+    if plain.prompt != prompt:
+        raise DataError(
+            "the chat template writes another prompt with the markers in it than without, so which of its characters "
+            "are marked is not known: move the markers away from white space at the end of a message"
+        )
+    return plain, spans
 
 
 @dataclass(frozen=True)
@@ -148,10 +214,32 @@ class _Encoder:
             return ids
         return [*ids, self.eos]
 
-    def cut_left(self, prompt: list[int], response_length: int, max_length: int | None) -> list[int]:
-        """The end of the prompt that leaves room for the response, behind the BOS that it had."""
+    def marks(self, rendered: Rendered, prompt: list[int], spans: list[Span]) -> list[int] | None:
+        """Of each id of the prompt 1 where it has a character of a span, else 0; None if there is no span.
+
+        Raises:
+            DataError: the tokenizer does not say which characters its tokens are.
+        """
+        if not spans:
+            return None
+        if not self.tokenizer.is_fast:
+            raise DataError(
+                f"the tokenizer {type(self.tokenizer).__name__} does not say which characters its tokens are, which "
+                "marked spans need; load a fast one (use_fast=True)"
+            )
+        found = self.tokenizer(rendered.prompt, add_special_tokens=False, verbose=False, return_offsets_mapping=True)
+        marks = [int(any(max(a, start) < min(b, stop) for start, stop in spans)) for a, b in found["offset_mapping"]]
+        if not any(marks):
+            raise DataError(f"the marked spans of {_excerpt(rendered.prompt)} have no token")
+        return [0] * (len(prompt) - len(marks)) + marks
+
+    def cut_left(self, prompt: list[int], response_length: int, max_length: int | None) -> tuple[int, int]:
+        """How many ids of the prompt, behind how many first ones, are cut to leave room for the response.
+
+        What is kept is the end, behind the BOS that there was.
+        """
         if max_length is None or len(prompt) + response_length <= max_length:
-            return prompt
+            return 0, 0
         if self.start and prompt[: len(self.start)] == self.start:
             kept_first = len(self.start)
         else:
@@ -162,7 +250,7 @@ class _Encoder:
                 f"the response alone ({response_length} tokens with its end) is longer than max_length={max_length} "
                 f"allows: at least {kept_first + 1} prompt token(s) must remain"
             )
-        return prompt[:kept_first] + prompt[-room:]
+        return kept_first, len(prompt) - kept_first - room
 
     def _with_start(self, ids: list[int], chat: bool) -> list[int]:
         """The ids behind what the tokenizer puts first, once.  A chat template has written all its special tokens."""

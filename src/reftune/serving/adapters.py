@@ -30,7 +30,7 @@ from ..config import ReftConfig, ReftGroup, resolve_layers
 from ..errors import ReftuneError
 from ..interventions import INTERVENTIONS
 from ..peft_type import PREFIX
-from ..positions import unit_count
+from ..positions import PositionSpec, content_terms, kinds_of_ids, unit_count
 from ..tuner.layer import groups_overlap
 from .limits import check_sizes, cut, plain
 from .pieces import breathe
@@ -47,6 +47,9 @@ NAMES = ("target_modules", "exclude_modules")
 # Each position takes room in every batch, whatever the prompts' lengths, and each Φ time in every step.
 POSITIONS_LIMIT = 2048
 UNITS_LIMIT = 512
+TERMS_LIMIT = 32
+KINDS_LIMIT = 16
+ORDERS_LIMIT = 8192
 SHAPES_LIMIT = 256
 # Canonical numbers only: "00" would be another name of what "0" names.
 NUMBER = "0|[1-9][0-9]{0,5}"
@@ -296,15 +299,32 @@ def _parse_config(folder: Path, content: bytes) -> ReftConfig:
 
 def _check_counts(groups: list[ReftGroup]) -> None:
     """Refuse more positions or Φ than are served; `ValueError` says how many."""
-    positions = sum(group.spec.count for group in groups)
+    positions = sum(max(group.spec.count, group.spec.longest) for group in groups)
     if positions > POSITIONS_LIMIT:
         raise ValueError(
             f"positions={cut(groups[0].positions)}{' and so on' if len(groups) > 1 else ''}: at most "
             f"{POSITIONS_LIMIT} positions are served; 'prompt' edits every token of it"
         )
+    _check_terms([group.spec for group in groups if group.spec.scope == "terms"])
     units = sum(unit_count(group.spec, group.tie) for group in groups)
     if units > UNITS_LIMIT:
         raise ValueError(f"{units} interventions a layer are asked for; at most {UNITS_LIMIT} are served")
+
+
+def _check_terms(specs: list[PositionSpec]) -> None:
+    """Refuse positions of terms whose orders, with all that tokens can be, are too many to be gone through."""
+    terms = sum(len(spec.added) + len(spec.without) for spec in specs)
+    if terms > TERMS_LIMIT:
+        raise ValueError(f"positions have {terms} terms; at most {TERMS_LIMIT} are served")
+    if content_terms(specs, "text"):
+        raise ValueError("positions have a text(…), whose tokens are not known; adapters are saved with ids: id(…)")
+    kinds = len(kinds_of_ids(specs)) + 1
+    longest = sum(spec.longest for spec in specs)
+    if kinds > KINDS_LIMIT or kinds * longest > ORDERS_LIMIT:
+        raise ValueError(
+            f"positions tell {kinds} kinds of tokens apart by their ids and count {longest} tokens; at most "
+            f"{KINDS_LIMIT} kinds are served, and {ORDERS_LIMIT // kinds} tokens with so many"
+        )
 
 
 def _parse_tensors(folder: Path, content: np.ndarray[Any, np.dtype[np.uint8]]) -> dict[str, Tensor]:

@@ -8,15 +8,38 @@ Must not know: weights, models, backends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
-from ..positions import columns_of_slots, joint_span, own_slots, parse_positions, scope_range, unit_slices
+from ..positions import (
+    PositionSpec,
+    Term,
+    columns_of_slots,
+    content_terms,
+    joint_span,
+    kinds_of_ids,
+    own_slots,
+    parse_positions,
+    scope_range,
+    unit_ranges,
+    unit_slices,
+)
 from .pieces import breathe
 
-__all__ = ["Edit", "Part", "Sites", "block_key", "most_sets", "plan", "sets_by_length", "sites_from_wire"]
+__all__ = [
+    "Edit",
+    "Part",
+    "Sites",
+    "block_key",
+    "kinds_of_tokens",
+    "most_sets",
+    "plan",
+    "plan_of_tokens",
+    "sets_by_length",
+    "sites_from_wire",
+]
 
 # Groups of one adapter that edit the same layers, each as (number of the group, positions, tie).
 Site = tuple[tuple[int, str, str], ...]
@@ -45,14 +68,22 @@ def sites_from_wire(value: Any) -> Sites:
 
 
 @lru_cache(maxsize=2**12)
-def plan(sites: Sites, length: int) -> tuple[Edit, ...]:
-    """All edits of a request whose prompt has `length` tokens, in order, none overlapping."""
+def plan(sites: Sites, length: int, holds: frozenset[Term] = frozenset()) -> tuple[Edit, ...]:
+    """All edits of a request whose prompt has `length` tokens, in order, none overlapping.
+
+    Where some depend on the tokens themselves, these are the edits if every token is of the kind that just the terms
+    `holds` name; `plan_of_tokens` puts together what the tokens are.
+    """
     ranges: list[tuple[int, int | None, Part]] = []
     for number, site in enumerate(sites):
         specs = [(group, parse_positions(text), tie) for group, text, tie in site]
         joint = joint_span([spec for _, spec, _ in specs])
         columns = columns_of_slots(joint, length)
         for group, spec, tie in specs:
+            if spec.scope == "terms":
+                found = unit_ranges(spec, tie, joint, length, holds)  # type: ignore[arg-type]
+                ranges += [(start, stop, Part(number, group, unit)) for start, stop, unit in found]
+                continue
             if spec.scope != "span":
                 ranges.append((*scope_range(spec, length), Part(number, group, 0)))
                 continue
@@ -61,6 +92,57 @@ def plan(sites: Sites, length: int) -> tuple[Edit, ...]:
                 runs = _runs([columns[slot] for slot in own[part]])
                 ranges += [(start, stop, Part(number, group, unit)) for start, stop in runs]
     return _merged(ranges)
+
+
+def plan_of_tokens(
+    sites: Sites,
+    length: int,
+    start: int,
+    stop: int,
+    tokens: Callable[[], Sequence[int]],
+    spans: Sequence[int] | None = None,
+) -> tuple[Edit, ...]:
+    """The edits of tokens [start, stop) at least, of a request whose prompt has `length` tokens, in order.
+
+    `tokens` gives the ids of just these, and is called only if something depends on them; `spans` says of each whether
+    it is marked.
+    """
+    by_id, marks = kinds_of_tokens(sites), content_terms(_specs(sites), "span")
+    if not by_id and not marks:
+        return plan(sites, length)
+    nothing: frozenset[Term] = frozenset()
+    ids = tokens()
+    kinds = [
+        by_id.get(token, nothing) | (frozenset(marks) if marked else nothing)
+        for token, marked in zip(ids, spans or [0] * len(ids), strict=True)
+    ]
+    found: list[Edit] = []
+    at = start
+    for holds, run in groupby(kinds):
+        end = at + sum(1 for _ in run)
+        for edit in plan(sites, length, holds):
+            a, b = max(edit.start, at), end if edit.stop is None else min(edit.stop, end)
+            if a >= b:
+                continue
+            if found and found[-1].stop == a and found[-1].parts == edit.parts:
+                found[-1] = found[-1]._replace(stop=b)
+            else:
+                found.append(Edit(a, b, edit.parts))
+        at = end
+    if at != stop:
+        raise ValueError(f"{at - start} tokens were given for [{start}, {stop})")
+    return tuple(found)
+
+
+@lru_cache(maxsize=2**12)
+def kinds_of_tokens(sites: Sites) -> dict[int, frozenset[Term]]:
+    """Each id that some term names → the terms that name it."""
+    terms = content_terms(_specs(sites), "id")
+    return {i: frozenset(term for term in terms if i in term.ids) for i in sorted({i for t in terms for i in t.ids})}
+
+
+def _specs(sites: Sites) -> list[PositionSpec]:
+    return [parse_positions(text) for site in sites for _, text, _ in site]
 
 
 def _runs(columns: Sequence[int | None]) -> list[tuple[int, int]]:
@@ -104,14 +186,19 @@ def _merged(ranges: Sequence[tuple[int, int | None, Part]]) -> tuple[Edit, ...]:
 @lru_cache(maxsize=2**12)
 def sets_by_length(sites: Sites) -> tuple[frozenset[tuple[Part, ...]], ...]:
     """The sets of Φ that edit some token, for prompts of each length up to where they stay the same."""
+    specs = _specs(sites)
     spans = [joint_span([parse_positions(text) for _, text, _ in site]).count for site in sites]
     # above it, nothing is cut off; far above it, no prefix meets a suffix
-    longest = 2 * max(spans, default=0) + 1
+    longest = 2 * max([0, *spans, sum(spec.longest for spec in specs if spec.scope == "terms")]) + 1
+    kinds = {frozenset[Term](), *kinds_of_ids(specs)}
     found = []
     for length in range(1, longest + 1):
-        breathe()
-        # not from the cache, which is for requests
-        found.append(frozenset(edit.parts for edit in plan.__wrapped__(sites, length)))
+        here: set[tuple[Part, ...]] = set()
+        for holds in kinds:
+            breathe()
+            # not from the cache, which is for requests
+            here |= {edit.parts for edit in plan.__wrapped__(sites, length, holds)}
+        found.append(frozenset(here))
     return tuple(found)
 
 

@@ -9,13 +9,13 @@ import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..data import encode_prompt
+from ..data import encode_marked
 from ..data.style import STYLE_FILE, STYLES, PromptStyle
 from ..errors import DataError, ReftuneError
 
-__all__ = ["PromptReader", "PromptTooLong", "context_length", "style_of", "tell_no_style"]
+__all__ = ["Prompt", "PromptReader", "PromptTooLong", "context_length", "style_of", "tell_no_style"]
 
 logger = logging.getLogger("reftune.serving")
 
@@ -24,6 +24,13 @@ NO_LIMIT = 4096
 
 class PromptTooLong(ReftuneError):
     """Prompt and answer together are longer than the model can take."""
+
+
+class Prompt(NamedTuple):
+    """Tokens, and of each 1 where the text marks it, else 0; None if it marks nothing."""
+
+    ids: list[int]
+    spans: list[int] | None = None
 
 
 class PromptReader:
@@ -41,7 +48,7 @@ class PromptReader:
         messages: Sequence[Mapping[str, Any]],
         style: PromptStyle | None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-    ) -> list[int]:
+    ) -> Prompt:
         """The prompt of a conversation that the model is to answer.
 
         Raises:
@@ -52,7 +59,7 @@ class PromptReader:
             record["tools"] = list(tools)
         return self._encode(record)
 
-    def text(self, text: str) -> list[int]:
+    def text(self, text: str) -> Prompt:
         """The prompt of a text to go on from.
 
         Raises:
@@ -60,7 +67,7 @@ class PromptReader:
         """
         return self._encode(text)
 
-    def tokens(self, tokens: Sequence[int]) -> list[int]:
+    def tokens(self, tokens: Sequence[int]) -> Prompt:
         """A prompt that is tokens already.
 
         Raises:
@@ -70,7 +77,7 @@ class PromptReader:
         if wrong or not tokens:
             what = f"the token {wrong[0]} does not exist" if wrong else "the prompt has no tokens"
             raise DataError(f"{what}; valid are 0 to {self.vocabulary - 1}")
-        return list(tokens)
+        return Prompt(list(tokens))
 
     def room(self, prompt: Sequence[int], wanted: int | None) -> int:
         """How many tokens the answer may have.
@@ -86,9 +93,9 @@ class PromptReader:
             )
         return left if wanted is None else wanted
 
-    def _encode(self, record: dict[str, Any] | str) -> list[int]:
+    def _encode(self, record: dict[str, Any] | str) -> Prompt:
         with self._lock:
-            return encode_prompt(record, self.tokenizer)
+            return Prompt(*encode_marked(record, self.tokenizer))
 
 
 def style_of(folder: Path, *, name: str) -> PromptStyle | None:

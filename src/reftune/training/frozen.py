@@ -20,7 +20,7 @@ from torch import nn
 
 from ..interventions import Intervention
 from ..peft_type import PREFIX
-from ..positions import PositionSpec, first_edited
+from ..positions import PositionSpec, content_terms, first_edited
 from ..tuner import ReftLayer, find_root, find_stacks
 from .rows import Row
 
@@ -61,13 +61,24 @@ class FrozenPlan:
 
 def starts_of(sites: tuple[tuple[PositionSpec, ...], ...], rows: Sequence[Row]) -> list[int]:
     """The first token of each row that is edited at one of these sites or predicts a label."""
-    return [min(_first_edited(sites, row.prompt_length), row.first_target) for row in rows]
+    by_content = any(content_terms(specs) for specs in sites)
+
+    def of_tokens(row: Row) -> tuple[tuple[int, ...] | None, tuple[int, ...] | None]:
+        return (row.ids, row.spans) if by_content else (None, None)
+
+    return [min(_first_edited(sites, row.prompt_length, *of_tokens(row)), row.first_target) for row in rows]
 
 
 @lru_cache(maxsize=2**16)
-def _first_edited(sites: tuple[tuple[PositionSpec, ...], ...], length: int) -> int:
+def _first_edited(
+    sites: tuple[tuple[PositionSpec, ...], ...],
+    length: int,
+    ids: tuple[int, ...] | None,
+    spans: tuple[int, ...] | None,
+) -> int:
     lengths = torch.tensor([length])
-    return min(int(first_edited(specs, lengths)) for specs in sites)
+    tokens, marked = (None if values is None else torch.tensor([values]) for values in (ids, spans))
+    return min(int(first_edited(specs, lengths, tokens, marked)) for specs in sites)
 
 
 def frozen_plan(model: nn.Module) -> FrozenPlan | str:

@@ -20,7 +20,7 @@ from ..data.tokenize import IGNORE
 
 __all__ = ["Batch", "Row", "batch_of", "call_tokens", "packed_batch", "rows_of", "split"]
 
-ROW_KEYS = frozenset({"input_ids", "attention_mask", "labels", "prompt_length", "subspaces"})
+ROW_KEYS = frozenset({"input_ids", "attention_mask", "labels", "prompt_length", "subspaces", "spans"})
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,8 @@ class Row:
     """targets[i] is the label of the token behind ids[i], `IGNORE` where there is none."""
     prompt_length: int
     subspaces: tuple[int, ...] | None = None
+    spans: tuple[int, ...] | None = None
+    """Of each token 1 where it is marked, else 0."""
 
     @cached_property
     def first_target(self) -> int:
@@ -69,18 +71,30 @@ def rows_of(inputs: Mapping[str, Any]) -> list[Row] | None:
     chosen = [None] * len(ids) if choices is None else choices
     if len(given) != len(ids) or len(chosen) != len(ids):
         return None
-    table = torch.stack([ids, labels, kept]).tolist()
-    rows = [_row(*values) for values in zip(*table, given, chosen, strict=True)]
+    spans = inputs.get("spans")
+    if spans is not None and spans.shape != ids.shape:
+        return None
+    table = torch.stack([ids, labels, kept, torch.zeros_like(ids) if spans is None else spans]).tolist()
+    rows = [_row(*values, has_spans=spans is not None) for values in zip(*table, given, chosen, strict=True)]
     found = [row for row in rows if row is not None]
     return found if len(found) == len(rows) else None
 
 
-def _row(ids: list[int], labels: list[int], kept: list[int], length: int | None, chosen: Any) -> Row | None:
+def _row(
+    ids: list[int],
+    labels: list[int],
+    kept: list[int],
+    spans: list[int],
+    length: int | None,
+    chosen: Any,
+    *,
+    has_spans: bool,
+) -> Row | None:
     tokens = sum(map(bool, kept))
     start = kept.index(1) if tokens else 0
     if not tokens or not all(kept[start : start + tokens]):
         return None
-    ids, labels = ids[start : start + tokens], labels[start : start + tokens]
+    ids, labels, spans = (values[start : start + tokens] for values in (ids, labels, spans))
     marked = [i for i, label in enumerate(labels) if label != IGNORE]
     if not marked or marked[-1] == 0:
         return None
@@ -92,7 +106,8 @@ def _row(ids: list[int], labels: list[int], kept: list[int], length: int | None,
     # a prompt that ends behind the last label is still as long as it is
     stop = max(end, length)
     targets = [*labels[1 : end + 1], *[IGNORE] * (stop - end)]
-    return Row(tuple(ids[:stop]), tuple(targets), length, None if chosen is None else tuple(chosen))
+    marked_tokens = tuple(spans[:stop]) if has_spans else None
+    return Row(tuple(ids[:stop]), tuple(targets), length, None if chosen is None else tuple(chosen), marked_tokens)
 
 
 def batch_of(rows: Sequence[Row], *, device: torch.device, starts: Sequence[int] | None = None) -> Batch:
@@ -106,6 +121,11 @@ def batch_of(rows: Sequence[Row], *, device: torch.device, starts: Sequence[int]
         at += [(i, j - start, target) for j, target in enumerate(row.targets) if target != IGNORE]
     lengths = torch.tensor([row.prompt_length for row in rows])
     inputs: dict[str, Any] = {"input_ids": ids.to(device), "prompt_length": lengths.to(device)}
+    if rows[0].spans is not None:
+        spans = torch.zeros_like(ids)
+        for i, (row, start) in enumerate(zip(rows, starts, strict=True)):
+            spans[i, : len(row.ids) - start] = torch.tensor((row.spans or ())[start:])
+        inputs["spans"] = spans.to(device)
     if rows[0].subspaces is not None:
         inputs["subspaces"] = [list(row.subspaces or ()) for row in rows]
     found = torch.tensor(at, dtype=torch.long).T.to(device)
@@ -114,7 +134,8 @@ def batch_of(rows: Sequence[Row], *, device: torch.device, starts: Sequence[int]
 
 def packed_batch(inputs: Mapping[str, Any]) -> Batch | None:
     """A batch whose rows are packed already, with position ids that restart; None if it holds more than that."""
-    if set(inputs) != {"input_ids", "labels", "position_ids", "prompt_length"} or len(inputs["input_ids"]) != 1:
+    known = {"input_ids", "labels", "position_ids", "prompt_length"}
+    if set(inputs) - {"spans"} != known or len(inputs["input_ids"]) != 1:
         return None
     targets = inputs["labels"][:, 1:]
     rows, columns = (targets != IGNORE).nonzero(as_tuple=True)

@@ -236,8 +236,12 @@ def do_run(
     """`train_run` by whoever holds the folder; `loaded` are base model and tokenizer that are there already."""
     output = Path(config.output)
     checkpoint = _checkpoint(output, resume=resume, overwrite=overwrite, quiet=arguments.process_index != 0)
+    wanted = config.reft_config()
+    chosen = [f.name for f in fields(ReftGroup)] + ["groups"]
+    # the ids of positions by text are known with the tokenizer only
+    early = chosen if not wanted.has_texts else [name for name in chosen if name not in ("positions", "groups")]
     if checkpoint is not None:
-        _check_same_adapter(checkpoint, config.reft_config(), [f.name for f in fields(ReftGroup)] + ["groups"])
+        _check_same_adapter(checkpoint, wanted, early)
     # data first: it is what is most often wrong, and a model takes longer to load
     read_records(config.data)
     if config.eval_data is not None:
@@ -245,8 +249,13 @@ def do_run(
     set_seed(config.seed)
     base, tokenizer = loaded or load_base(config.model, dtype=config.dtype)
     dataset, eval_dataset = _datasets(config, tokenizer)
-    with adapted(base, config.reft_config(), keep=loaded is None) as model:
+    try:
+        wanted.resolve_texts(tokenizer)
+    except ValueError as error:
+        raise ReftuneError(str(error)) from error
+    with adapted(base, wanted, keep=loaded is None) as model:
         if checkpoint is not None:
+            _check_same_adapter(checkpoint, wanted, ["positions", "groups"])
             # what the fields above come down to in this model is known only now
             made: Any = model.peft_config["default"]
             _check_same_adapter(checkpoint, made, ["target_modules", "exclude_modules", "modules_to_save"])

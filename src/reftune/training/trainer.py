@@ -37,7 +37,7 @@ __all__ = ["REUSE", "ReftTrainer"]
 
 logger = logging.getLogger("reftune")
 
-COLUMNS = ("prompt_length", "subspaces")
+COLUMNS = ("prompt_length", "subspaces", "spans")
 REUSE = ("auto", "off")
 
 

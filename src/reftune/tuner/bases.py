@@ -80,6 +80,6 @@ def _needed(layers: list[ReftLayer], frame: Frame, outer: Outer) -> Iterator[Ort
         for name in names:
             for unit in layer.units(name):
                 phi = layer.phi(name, unit)
-                beside = frame.no_prompt and unit.group.spec.scope in ("span", "prompt")
+                beside = frame.is_past(unit.group.spec)
                 if isinstance(phi, OrthonormalIntervention) and not beside:
                     yield phi

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PositionError
-from ..positions import PositionSpec, Segments, slots, token_mask
+from ..positions import PositionSpec, Segments, content_terms, joint_span, slots, term_slots, token_mask
 
 __all__ = ["Filled", "cached_length", "filled_columns", "find_cache", "is_cache_name", "note_of", "put_note"]
 
@@ -46,8 +46,13 @@ class Filled:
         Raises:
             PositionError: it says for which prompts the cache was filled.
         """
-        if spec in self.checked or spec.scope == "all" or not self.columns:
+        if spec in self.checked or not spec.needs_prompt or not self.columns:
             return
+        if content_terms([spec], "span"):
+            raise PositionError(
+                f"positions {str(spec)!r}: the cache holds {self.columns} columns, and it does not say which of their "
+                "tokens were marked when they were edited. Leave the cache out"
+            )
         before = _edited(spec, self.segments, self.columns)
         if not torch.equal(before, _edited(spec, segments.to(before.device), self.columns)):
             raise PositionError(
@@ -60,7 +65,13 @@ class Filled:
 
 
 def _edited(spec: PositionSpec, segments: Segments, columns: int) -> Tensor:
-    """[batch, columns] which slot (from 1) of the spec a cached token is, 0 for none."""
+    """[batch, columns] which slot (from 1) of the spec a cached token is, 0 for none; of terms [terms, batch, columns].
+
+    What depends on the tokens themselves is as it was: they are the same.
+    """
+    if spec.scope == "terms":
+        segments = segments._replace(stop=segments.stop.clamp(min=columns))
+        return torch.stack(term_slots(spec, joint_span([spec]), segments, 0, columns))
     if spec.scope != "span":
         # what was generated is response up to the end of the cache
         segments = segments._replace(stop=segments.stop.clamp(min=columns))

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import PositionError
 from ..positions import Segments, segments_from_mask, segments_of_full_rows
 from .caches import Filled, filled_columns, find_cache, note_of, put_note
-from .context import PROMPT_LENGTH, STRENGTH, SUBSPACES, CallState, Progress, strengths_of
+from .context import PROMPT_LENGTH, SPANS, STRENGTH, SUBSPACES, CallState, Progress, strengths_of
 from .prompts import check_lengths
 
 __all__ = ["checkpoint_as_before", "checkpoint_with_frame", "install_generate", "uninstall_generate"]
@@ -53,7 +54,9 @@ def refuse_continuous_batching(name: str, *args: Any, **kwargs: Any) -> Any:
 
 def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwargs: Any) -> Any:
     """`generate` of the model's class; every forward call within knows the prompts as they are at this moment."""
-    lengths, subspaces, strength = (kwargs.pop(name, None) for name in (PROMPT_LENGTH, SUBSPACES, STRENGTH))
+    lengths, subspaces, strength, spans = (
+        kwargs.pop(name, None) for name in (PROMPT_LENGTH, SUBSPACES, STRENGTH, SPANS)
+    )
     if state.announced[-1].prompts is not None:
         # drafts of a model that is its own assistant: the prompts are those of the generation around it
         return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
@@ -63,6 +66,8 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
         known["subspaces"] = subspaces
     if strength is not None:
         known["strength"] = strengths_of(strength)
+    if spans is not None:
+        known["spans"] = torch.as_tensor(spans)
     config: Any = root.config
     if config.is_encoder_decoder:
         known["decoder_columns"] = _decoder_columns(root, kwargs)
@@ -72,7 +77,13 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
         if lengths is not None:
             check_lengths(prompts, lengths := torch.as_tensor(lengths), columns, may_go_on=False)
             prompts = prompts.with_lengths(lengths)
+        # what is generated lies behind the padding of prompts that were padded on the right
+        prompts = prompts._replace(gap=(prompts.stop, torch.full_like(prompts.stop, columns)))
         known.update(prompts=prompts, prompt_columns=columns)
+        if spans is not None and known["spans"].shape[-1] != columns:
+            raise PositionError(
+                f"spans has the shape {list(known['spans'].shape)}, but the prompts have {columns} columns"
+            )
         if root.training:
             state.sampled_behind = _texts(prompts, args, kwargs)
         _go_on_from_cache(known, kwargs)

@@ -20,11 +20,25 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import PositionError
-from ..positions import PositionSpec, Segments, Slots, chosen_slots, own_slots, segments_of_full_rows, slots, token_mask
+from ..positions import (
+    PositionSpec,
+    Segments,
+    Slots,
+    Tie,
+    chosen_slots,
+    content_terms,
+    named_tokens,
+    own_slots,
+    segments_of_full_rows,
+    slots,
+    token_mask,
+    token_units,
+)
 from .caches import Filled
 
 __all__ = [
     "PROMPT_LENGTH",
+    "SPANS",
     "STRENGTH",
     "SUBSPACES",
     "CallState",
@@ -43,6 +57,7 @@ __all__ = [
 PROMPT_LENGTH = "prompt_length"
 SUBSPACES = "subspaces"
 STRENGTH = "strength"
+SPANS = "spans"
 
 SubspaceChoice = Sequence[Sequence[int]]
 # causal: prompt and response in one row (or no response: BERT); encoder: of an encoder-decoder, all is prompt;
@@ -82,6 +97,16 @@ class Frame:
     """Why the prompt is not known; raised only if an intervention needs it."""
     no_prompt: bool = False
     """Whether nothing of the prompt can lie in this window, so that edits of prompts cost nothing."""
+    answered: int = 0
+    """Tokens of the response of each row that surely lie before this window."""
+    uncounted: bool = False
+    """Whether it is not known how many tokens of the response lie before this window."""
+    tokens: Tensor | None = None
+    """[batch, width] ids of the window; None if they are not known."""
+    spans: Tensor | None = None
+    """[batch, width] of 0 and 1, which tokens of the window are marked; None if nothing says so."""
+    text_mask: Tensor | None = None
+    """[batch, columns] of 0 and 1, where one was given and `segments` do not say where their gaps are."""
     taken_whole: bool = False
     """Whether nothing said where the prompt ends, so that all there is was taken for it."""
     in_training: bool = False
@@ -101,18 +126,32 @@ class Frame:
     slot_cache: dict[PositionSpec, Slots] = field(default_factory=dict)
     pick_cache: dict[str, Pick] = field(default_factory=dict)
     mask_cache: dict[PositionSpec, Tensor] = field(default_factory=dict)
+    unit_cache: dict[tuple[PositionSpec, Tie, PositionSpec], Tensor] = field(default_factory=dict)
+    hit_cache: dict[tuple[PositionSpec, Tie, PositionSpec, int], tuple[Tensor, Tensor | None]] = field(
+        default_factory=dict
+    )
+
+    def is_past(self, spec: PositionSpec) -> bool:
+        """Whether nothing that these positions name can lie in this window."""
+        return self.no_prompt and self.answered >= spec.reach
 
     def _known(self, spec: PositionSpec) -> Segments:
         if self.unknown is not None:
             raise PositionError(f"positions {str(spec)!r}: {self.unknown}")
         if self.taken_whole and self.in_training:
             _refuse_guess(spec)
-        elif self.labelled_before and needs_end(spec):
+        elif self.labelled_before and spec.needs_end:
             _warn_of_lost_labels(spec)
-        if self.sampled_in_turns and needs_end(spec):
+        if self.sampled_in_turns and spec.needs_end:
             _refuse_turns(spec)
-        if self.several_turns and needs_end(spec):
+        if self.several_turns and spec.needs_end:
             _warn_of_turns(spec)
+        if self.uncounted and spec.needs_rank:
+            raise PositionError(
+                f"positions {str(spec)!r}: this token follows a cache of which it is not known where its prompt ended, "
+                f"so which token of the response it is cannot be counted. Pass {PROMPT_LENGTH}= (tokens of each row's "
+                "prompt), or use generate()"
+            )
         assert self.segments is not None
         if self.filled is not None:
             self.filled.check(spec, self.segments)
@@ -144,24 +183,70 @@ class Frame:
 
     def mask(self, spec: PositionSpec, device: torch.device) -> Tensor | None:
         """[batch, width] bool of a whole scope other than `all`, None if there is nothing to edit."""
-        if self.no_prompt and spec.scope == "prompt":
+        if self.is_past(spec):
             return None
         if spec not in self.mask_cache:
             self.mask_cache[spec] = token_mask(spec, self._known(spec).to(device), self.past, self.width)
         return self.mask_cache[spec].to(device)
 
+    def hits(
+        self, spec: PositionSpec, tie: Tie, joint: PositionSpec, unit: int, device: torch.device
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Tokens that the Φ number `unit` of positions of terms edits: a mask [batch, width], and their numbers [M, 1].
 
-def needs_end(spec: PositionSpec) -> bool:
-    """Whether the positions depend on where the prompt ends, however long it is."""
-    return spec.scope in ("prompt", "response") or bool(spec.last)
+        Numbers count through all rows, row · width + column; None in compiled code, where how many there are must not
+        matter.  None altogether if there is nothing to edit.
+        """
+        if self.is_past(spec):
+            return None
+        key = (spec, tie, joint, unit)
+        found = self.hit_cache.get(key)
+        if found is None or found[0].device != device:
+            mask = self._units(spec, tie, joint, device) == unit
+            numbers = None if torch.compiler.is_compiling() else mask.flatten().nonzero()
+            found = self.hit_cache[key] = (mask, numbers)
+        if found[1] is not None and not len(found[1]) and not torch.is_grad_enabled():
+            return None
+        return found
+
+    def _units(self, spec: PositionSpec, tie: Tie, joint: PositionSpec, device: torch.device) -> Tensor:
+        key = (spec, tie, joint)
+        if key not in self.unit_cache:
+            segments = self._prompts_of_terms(spec, device)
+            content = content_terms([spec])
+            if self.spans is None and content_terms([spec], "span"):
+                raise PositionError(
+                    f"positions {str(spec)!r}: nothing says which tokens of these prompts are marked. Pass {SPANS}= "
+                    "([rows, columns] of 0 and 1, as input_ids are), or use data with marked spans and ReftCollator"
+                )
+            if self.tokens is None and content_terms([spec], "id"):
+                raise PositionError(
+                    f"positions {str(spec)!r}: the model was given no input_ids here (inputs_embeds, or a module that "
+                    "is called with hidden states), so which tokens these are is not known. Pass input_ids, or use "
+                    "positions that only count tokens"
+                )
+            ids, spans = (None if t is None else t.to(device) for t in (self.tokens, self.spans))
+            named = named_tokens(content, ids, spans)
+            self.unit_cache[key] = token_units(spec, tie, joint, segments, self.past, self.width, named)
+        return self.unit_cache[key].to(device)
+
+    def _prompts_of_terms(self, spec: PositionSpec, device: torch.device) -> Segments:
+        if spec.needs_prompt:
+            found = self._known(spec)
+            if spec.needs_rank and self.text_mask is not None and found.gap is None and found.one_per_row:
+                found = found.with_gap(self.text_mask)
+            return found.to(device)
+        if self.segments is None or self.unknown is not None:
+            return segments_of_full_rows(self.batch, self.past + self.width, device)
+        return self.segments.to(device)
 
 
 def _refuse_guess(spec: PositionSpec) -> None:
-    if not needs_end(spec):
+    if not spec.needs_end:
         warnings.warn(
             f"positions {str(spec)!r}: the model is trained with neither labels nor {PROMPT_LENGTH}, so nothing says "
-            f"where the prompt ends. These positions are right where every prompt has at least {spec.first} tokens; in "
-            "shorter ones tokens of the response would be edited too",
+            f"where the prompt ends. These positions are right where every prompt has at least {spec.longest} tokens; "
+            "in shorter ones tokens of the response would be edited too",
             stacklevel=2,
         )
         return
@@ -283,6 +368,8 @@ class Outer:
     prompt_columns: int = 0
     decoder_columns: int = 1
     prompt_length: Tensor | None = None
+    spans: Tensor | None = None
+    """[B, columns] of 0 and 1, which tokens are marked, as far as prompts go; or [B, width] of one call."""
     labels: Tensor | None = None
     mask: Tensor | None = None
     """[B, T], as the caller gave it: what reaches the blocks may have another form."""

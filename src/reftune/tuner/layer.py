@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ..config import ReftGroup
 from ..interventions import INTERVENTIONS, Intervention
 from ..peft_type import PREFIX
-from ..positions import PositionSpec, joint_span, own_slots, unit_slices
+from ..positions import PositionSpec, joint_span, overlap, own_slots, unit_slices
 from .context import CallState, Frame, frame_of_full_rows, pick, required_frame, turned
 from .quantised import put_back
 
@@ -48,6 +48,7 @@ class Work(NamedTuple):
     spans: list[tuple[str, Unit, str]]
     """Adapter, Φ and a name for its slots; empty if the spans are."""
     scopes: list[tuple[str, Unit]]
+    terms: list[tuple[str, Unit]]
 
 
 class ReftLayer(nn.Module, BaseTunerLayer):
@@ -97,7 +98,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
     def adopt(self, adapter_name: str, groups: Sequence[ReftGroup], phis: Sequence[Intervention]) -> None:
         """Add an adapter whose Φ are made already, in the order of its units, on the device of the host."""
         self.groups[adapter_name] = list(groups)
-        self.only_prompts &= all(group.spec.scope in ("span", "prompt") for group in groups)
+        self.only_prompts &= all(group.spec.reach == 0 for group in groups)
         for unit, phi in zip(self.units(adapter_name), phis, strict=True):
             if unit.bank not in self._modules:
                 self.add_module(unit.bank, nn.ModuleDict())
@@ -140,8 +141,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             for name, unit in units
             if unit.group.spec.scope == "span" and joint.count
         ]
-        scopes = [(name, unit) for name, unit in units if unit.group.spec.scope != "span"]
-        self._work[key] = Work(groups, joint, spans, scopes)
+        scopes = [(name, unit) for name, unit in units if unit.group.spec.scope not in ("span", "terms")]
+        terms = [(name, unit) for name, unit in units if unit.group.spec.scope == "terms"]
+        self._work[key] = Work(groups, joint, spans, scopes, terms)
         return self._work[key]
 
     def bank(self, unit: Unit) -> nn.ModuleDict:
@@ -271,6 +273,8 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         edited = self._apply_spans(h, frame, work, rows) if work.spans else h
         for adapter, unit in work.scopes:
             edited = self._apply_scope(h, edited, frame, adapter, unit, rows)
+        for adapter, unit in work.terms:
+            edited = self._apply_terms(h, edited, frame, adapter, unit, rows, work.joint)
         return edited
 
     def _apply_spans(self, h: Tensor, frame: Frame | None, work: Work, rows: Tensor | None) -> Tensor:
@@ -330,6 +334,40 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         delta = turned(delta, self.strengths.get(adapter), self.state.outer, every_row[:, None], h.shape[0])
         return edited + delta.to(h.dtype)
 
+    def _apply_terms(
+        self,
+        h: Tensor,
+        edited: Tensor,
+        frame: Frame | None,
+        adapter: str,
+        unit: Unit,
+        rows: Tensor | None,
+        joint: PositionSpec,
+    ) -> Tensor:
+        spec = unit.group.spec
+        found = required_frame(frame, spec, h).hits(spec, unit.group.tie, joint, unit.part.start, h.device)
+        if found is None:
+            return edited
+        mask_BT, at_M1 = found
+        if at_M1 is None:
+            # compiled: the number of tokens must not matter
+            every_row = torch.arange(h.shape[0], device=h.device)
+            keep = mask_BT if rows is None else mask_BT & torch.isin(every_row, rows)[:, None]
+            on = self._rank_mask(unit.group, every_row[:, None], h.shape[0])
+            delta = self._delta(frame, adapter, unit, torch.where(keep[..., None], h, 0), on)
+            delta = turned(delta, self.strengths.get(adapter), self.state.outer, every_row[:, None], h.shape[0])
+            return edited + torch.where(keep[..., None], delta, 0).to(h.dtype)
+        if rows is not None:
+            at_M1 = at_M1[torch.isin(at_M1[:, 0] // h.shape[1], rows)]
+        if not len(at_M1) and not torch.is_grad_enabled():
+            return edited
+        at_M = at_M1[:, 0]
+        h_M1D = h.flatten(0, 1).index_select(0, at_M)[:, None]
+        rows_M1 = at_M1 // h.shape[1]
+        delta_M1D = self._delta(frame, adapter, unit, h_M1D, self._rank_mask(unit.group, rows_M1, h.shape[0]))
+        delta_M1D = turned(delta_M1D, self.strengths.get(adapter), self.state.outer, rows_M1, h.shape[0])
+        return edited.flatten(0, 1).index_add(0, at_M, delta_M1D[:, 0].to(h.dtype)).view(h.shape)
+
     def _delta(self, frame: Frame | None, adapter: str, unit: Unit, h: Tensor, mask: Tensor | None) -> Tensor:
         phi = self.phi(adapter, unit)
         if frame is not None and phi in frame.bases:
@@ -361,7 +399,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
 
 def groups_overlap(a: ReftGroup, b: ReftGroup) -> bool:
     """Whether two groups at one site edit a token in common by rows of the rank in common."""
-    if not a.spec.overlaps(b.spec):
+    if not overlap(a.spec, b.spec):
         return False
     shared_rank = a.subspaces is not None and a.subspaces == b.subspaces and a.r == b.r
     return not (shared_rank and not (a.active_rows & b.active_rows))

@@ -45,6 +45,8 @@ def open_frame(role: Role, state: CallState, outer: Outer, given: Mapping[str, A
     if past is None:
         return Frame(batch, width, unknown=_uncounted(cache))
     frame = Frame(batch, width, past)
+    frame.tokens = _ids_of_window(frame, role, outer, given)
+    frame.spans = _spans_of_window(frame, role, outer)
     if role == "encoder":
         frame.segments, frame.unknown = _segments_of_arguments(frame, outer, given, tokens.device)
     elif role == "decoder":
@@ -54,10 +56,43 @@ def open_frame(role: Role, state: CallState, outer: Outer, given: Mapping[str, A
         prompts = outer.prompts.repeated(batch)
         frame.segments = prompts._replace(stop=prompts.end.clamp(min=outer.prompt_columns) + width + past)
         frame.no_prompt = isinstance(past, int) and past >= outer.prompt_columns
+        frame.answered = past - outer.prompt_columns if frame.no_prompt and isinstance(past, int) else 0
         frame.unknown, frame.filled = outer.unknown, outer.filled
     else:
         _fill_causal(frame, state, outer, given, tokens.device, None if not past else note_of(cache))
     return frame
+
+
+def _ids_of_window(frame: Frame, role: Role, outer: Outer, given: Mapping[str, Any]) -> Tensor | None:
+    """[batch, width] ids of what a stack computes; a decoder's are not those that the whole model is given."""
+    for ids in (given.get("input_ids"), outer.tokens if role == "causal" else None):
+        if isinstance(ids, Tensor) and tuple(ids.shape) == (frame.batch, frame.width):
+            return ids
+    return None
+
+
+def _spans_of_window(frame: Frame, role: Role, outer: Outer) -> Tensor | None:
+    """[batch, width] which tokens of the window are marked; behind the columns of which that is said, none is.
+
+    Raises:
+        PositionError: what is said is of other rows or columns.
+    """
+    spans, past = outer.spans, frame.past
+    if spans is None or role == "decoder":
+        return None
+    if spans.ndim != 2 or frame.batch % len(spans):
+        raise PositionError(f"spans has the shape {list(spans.shape)}, but the batch has {frame.batch} rows")
+    spans = spans.repeat_interleave(frame.batch // len(spans), 0)
+    if outer.prompts is None:
+        if spans.shape[1] == frame.width:
+            return spans
+        if not isinstance(past, int) or spans.shape[1] != past + frame.width:
+            raise PositionError(f"spans has {spans.shape[1]} columns, but the call has {frame.width}")
+    columns = torch.arange(frame.width, device=spans.device) + (
+        past.to(spans.device) if isinstance(past, Tensor) else past
+    )
+    found = spans[:, columns.clamp(max=spans.shape[1] - 1)]
+    return torch.where(columns < spans.shape[1], found, 0)
 
 
 def note_for(frame: Frame, before: Filled | None) -> Filled | None:
@@ -137,7 +172,7 @@ def _fill_causal(
     elif width == 1:
         # a decode step of the user's own loop: nothing in it is prompt, and all of it is response
         frame.segments = segments._replace(end=segments.stop - 1)
-        frame.no_prompt = True
+        frame.no_prompt = frame.uncounted = True
     else:
         frame.unknown = (
             f"{width} tokens follow a cache, and which of them are prompt is not known outside of generate(). "
@@ -231,7 +266,10 @@ def _segments_of_arguments(
             "the rows are packed (cu_seq_lens_q or seq_idx), but there are no position_ids that begin anew at each "
             "text. Pass position_ids too"
         )
-    return (segments_of_full_rows(batch, past + width, device) if mask is None else segments_from_mask(mask)), None
+    if mask is None:
+        return segments_of_full_rows(batch, past + width, device), None
+    frame.text_mask = mask
+    return segments_from_mask(mask), None
 
 
 def _readable_mask(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .caches import find_cache, note_of, put_note
-from .context import PROMPT_LENGTH, STRENGTH, SUBSPACES, CallState, Frame, Outer, Role, strengths_of
+from .context import PROMPT_LENGTH, SPANS, STRENGTH, SUBSPACES, CallState, Frame, Outer, Role, strengths_of
 from .prompts import note_for, open_frame
 
 __all__ = ["WATCHED", "allow_whole_texts", "call_state", "unwatch", "watch"]
@@ -120,8 +120,9 @@ def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
                 "adapter_names came to the model past PEFT, which knows no mixed batches for some models (MPT), so it "
                 "would be ignored; call the model once for each adapter, or generate(), which mixes them"
             )
-    if any(name in kwargs for name in (PROMPT_LENGTH, SUBSPACES, STRENGTH)):
-        kwargs = {k: v for k, v in kwargs.items() if k not in (PROMPT_LENGTH, SUBSPACES, STRENGTH)}
+    own = (PROMPT_LENGTH, SUBSPACES, STRENGTH, SPANS)
+    if any(name in kwargs for name in own):
+        kwargs = {k: v for k, v in kwargs.items() if k not in own}
     outer = _with_arguments(state.outer, given, is_lm=watched.is_lm)
     frame = None if watched.role == "above" else open_frame(watched.role, state, outer, given)
     if frame is not None:
@@ -150,6 +151,8 @@ def _with_arguments(outer: Outer, given: Mapping[str, Any], *, is_lm: bool) -> O
         said["subspaces"] = given[SUBSPACES]
     if given.get(STRENGTH) is not None:
         said["strength"] = strengths_of(given[STRENGTH])
+    if given.get(SPANS) is not None:
+        said["spans"] = torch.as_tensor(given[SPANS])
     if is_lm and given.get("labels") is not None:
         said["labels"] = given["labels"]
     for name, argument in (("mask", "attention_mask"), ("tokens", "input_ids")):

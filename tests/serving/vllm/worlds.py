@@ -76,6 +76,15 @@ def configs() -> dict[str, ReftConfig]:
             {"positions": "f2", "layers": [1]},
         ],
     }
+    some = ",".join(map(str, range(2, VOCAB, 5)))
+    found["terms-first-answers"] = {"positions": "l4+g3", "tie": "group", "r": 2}
+    found["terms-slots"] = {"positions": "p[1:4]+p[-3:]+g2", "tie": "none", "layers": [0, 2], "r": 1}
+    found["terms-ids"] = {"positions": f"id({some})", "intervention": "red"}
+    found["terms-left-out"] = {"positions": f"all-p[2:-2]-id({some})-g1", "r": 2, "layers": [0, 3]}
+    found["terms-groups"] = {
+        "groups": [{"positions": f"f2+id({some})", "tie": "group"}, {"positions": f"prompt-p[:2]-id({some})"}],
+        "r": 2,
+    }
     found["subspaces"] = {"r": 4, "subspaces": [[0, 1], [2, 3]], "active_subspaces": [1], "positions": "l3"}
     return {name: ReftConfig(task_type="CAUSAL_LM", init="random", **values) for name, values in found.items()}
 

@@ -19,7 +19,7 @@ from ...data.style import PromptStyle
 from ..adapters import read_adapter
 from ..modules import allowed_path, check_name
 from ..page import attach_page
-from ..prompts import PromptReader, style_of
+from ..prompts import Prompt, PromptReader, style_of
 from .engine import Engine
 from .errors import ApiError, install_handlers, timed_out
 from .metrics import Metrics
@@ -123,7 +123,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     if not body.prompts:
         raise ApiError(400, "prompt is empty", param="prompt")
 
-    def read() -> list[list[int]]:
+    def read() -> list[Prompt]:
         reader = service.reader
         return [reader.text(p) if isinstance(p, str) else reader.tokens(p) for p in body.prompts]
 
@@ -136,7 +136,7 @@ async def answer(
     request: Request,
     body: GenerationRequest,
     form: Format,
-    prompts: list[list[int]],
+    prompts: list[Prompt],
     max_tokens: int | None,
 ) -> Response:
     """Queue the rows of a request and reply with what comes of them."""
@@ -151,15 +151,15 @@ async def answer(
     continues = isinstance(form, CompletionFormat)
     strength = 1.0 if body.reft_strength is None else body.reft_strength
     for prompt in prompts:
-        room = service.reader.room(prompt, max_tokens)
+        room = service.reader.room(prompt.ids, max_tokens)
         for i in range(count):
             sampling = body.sampling(i, vocabulary=service.reader.vocabulary)
-            asked = RowRequest(prompt, room, sampling, body.stops, ends, continues, strength)
+            asked = RowRequest(prompt.ids, room, sampling, body.stops, ends, continues, strength, prompt.spans)
             listener = ticket.listener(len(ticket.rows))
             ticket.rows.append(Row(asked, service.tokenizer, listener, streams=bool(body.stream)))
     began = time.monotonic()
     service.engine.submit(ticket.rows, service.adapter_of(body.model))
-    prompt_tokens = sum(map(len, prompts))
+    prompt_tokens = sum(len(prompt.ids) for prompt in prompts)
     if body.stream:
         chunks = events(ticket, form, prompt_tokens=prompt_tokens, include_usage=body.include_usage)
         return EventStream(timed(chunks, service, began), on_gone=ticket.cancel)
@@ -177,15 +177,17 @@ async def tokenize(body: TokenizeRequest, request: Request) -> TokenReply:
     service = service_of(request)
     service.adapter_of(body.model)
 
-    def read() -> list[int]:
+    def read() -> Prompt:
         if body.messages is None:
             return service.reader.text(body.prompt or "")
         turns = [message.as_turn() for message in body.messages]
         return service.reader.chat(turns, service.style_of(body.model), body.tools)
 
-    tokens = await asyncio.to_thread(read)
+    tokens, spans = await asyncio.to_thread(read)
     texts = [str(text) for text in service.tokenizer.convert_ids_to_tokens(tokens)] if body.return_token_strs else None
-    return TokenReply(count=len(tokens), max_model_len=service.reader.limit, tokens=tokens, token_strs=texts)
+    return TokenReply(
+        count=len(tokens), max_model_len=service.reader.limit, tokens=tokens, token_strs=texts, spans=spans
+    )
 
 
 async def timed(chunks: AsyncIterator[dict[str, Any]], service: Service, began: float) -> AsyncIterator[dict[str, Any]]:

@@ -158,7 +158,8 @@ class AdapterBank:
     def generate(self, adapters: Sequence[Entry | None], **arguments: Any) -> Any:
         """`generate` of the model, each row with its adapter."""
         if self.adapted is None:
-            del arguments["prompt_length"], arguments["strength"]
+            for name in ("prompt_length", "strength", "spans"):
+                del arguments[name]
             return self.base.generate(**arguments)
         names = [BASE if entry is None else entry.slot for entry in adapters]
         return self.adapted.generate(adapter_names=names, **arguments)

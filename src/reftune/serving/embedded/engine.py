@@ -265,12 +265,15 @@ class Engine:
         pads = [width - row.length for row in rows]
         ids = [[self.pad_token] * pad + row.all_tokens for pad, row in zip(pads, rows, strict=True)]
         mask = [[0] * pad + [1] * (width - pad) for pad in pads]
+        marks = [[0] * pad + list(row.request.spans or ()) for pad, row in zip(pads, rows, strict=True)]
+        spans = [row + [0] * (width - len(row)) for row in marks]
         step = _Step(self, rows)
         self.bank.generate(
             [row.adapter for row in rows],
             input_ids=torch.tensor(ids, device=device),
             attention_mask=torch.tensor(mask, device=device),
             strength=[row.request.strength for row in rows],
+            spans=torch.tensor(spans, device=device),
             prompt_length=torch.tensor([len(row.request.prompt) for row in rows], device=device),
             generation_config=GenerationConfig(
                 max_new_tokens=max(row.left for row in rows), do_sample=False, pad_token_id=self.pad_token

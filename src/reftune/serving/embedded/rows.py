@@ -37,6 +37,8 @@ class RowRequest:
     """Whether the text goes on from the prompt's, or begins anew, as in a chat."""
     strength: float = 1.0
     """What the adapter's edits are multiplied by."""
+    spans: Sequence[int] | None = None
+    """Of each token of the prompt 1 where it is marked, else 0; None: none is."""
 
 
 @dataclass(frozen=True)

@@ -286,6 +286,8 @@ class TokenReply(BaseModel):
     max_model_len: int
     tokens: list[int]
     token_strs: list[str] | None = None
+    spans: list[int] | None = None
+    """Of each token 1 where the prompt marks it, else 0."""
 
 
 class Model(BaseModel):

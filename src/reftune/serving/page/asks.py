@@ -64,10 +64,10 @@ class Server:
         """What is known of each adapter, by name."""
         return {adapter["id"]: adapter for adapter in (await self._reply("GET", "/v1/reft_adapters"))["data"]}
 
-    async def tokens(self, model: str, question: Question) -> list[str]:
-        """The tokens of the prompt that this model is given."""
+    async def tokens(self, model: str, question: Question) -> tuple[list[str], list[int], list[int] | None]:
+        """The tokens of the prompt that this model is given, their ids, and which of them the prompt marks."""
         found = await self._reply("POST", "/tokenize", {"model": model, "return_token_strs": True, **question.prompt})
-        return found["token_strs"]
+        return found["token_strs"], found["tokens"], found.get("spans")
 
     async def answer(self, model: str, question: Question, *, turned: bool = False) -> AsyncIterator[str]:
         """Pieces of the model's answer, as they are made; `turned`: an adapter, to the question's strength."""

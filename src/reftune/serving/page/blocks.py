@@ -147,13 +147,13 @@ class Page:
         self, server: Server, adapter: str | None, base: str, question: Question
     ) -> tuple[list[tuple[str, str | None]], str]:
         if not adapter:
-            found = await server.tokens(base, question)
-            return marked_tokens(found, {"sites": []}), f"{len(found)} prompt tokens; {NO_ADAPTER}"
-        found = await server.tokens(adapter, question)
+            found, ids, _ = await server.tokens(base, question)
+            return marked_tokens(found, ids, {"sites": []}), f"{len(found)} prompt tokens; {NO_ADAPTER}"
+        found, ids, spans = await server.tokens(adapter, question)
         known = (await server.adapters()).get(adapter)
         if known is None:
-            return marked_tokens(found, {"sites": []}), f"{adapter} is not a ReFT adapter"
-        return marked_tokens(found, known), summary(len(found), known)
+            return marked_tokens(found, ids, {"sites": []}), f"{adapter} is not a ReFT adapter"
+        return marked_tokens(found, ids, known, spans), summary(ids, known, spans)
 
     def _server(self, request: gr.Request) -> Server:
         """At the address that the browser's connection ends at, whatever the request's headers say."""

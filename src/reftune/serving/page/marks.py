@@ -13,9 +13,9 @@ from typing import Any
 
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from ...positions import parse_positions, unit_slices
+from ...positions import Term, parse_positions, unit_slices
 from ...values import ranges
-from ..plans import Edit, Part, plan, sites_from_wire
+from ..plans import Edit, Part, kinds_of_tokens, plan, plan_of_tokens, sites_from_wire
 
 __all__ = ["marked_tokens", "summary", "token_text"]
 
@@ -23,23 +23,45 @@ SPACES = ("Ġ", "▁")
 BYTES = {sign: byte for byte, sign in bytes_to_unicode().items()}
 
 
-def marked_tokens(tokens: Sequence[str], adapter: Mapping[str, Any]) -> list[tuple[str, str | None]]:
-    """Each token of a prompt, and what edits it; None where nothing does."""
+def marked_tokens(
+    tokens: Sequence[str], ids: Sequence[int], adapter: Mapping[str, Any], spans: Sequence[int] | None = None
+) -> list[tuple[str, str | None]]:
+    """Each token of a prompt, which has its id too, and what edits it; None where nothing does.
+
+    `spans` says of each token whether the prompt marks it.
+    """
     marks: list[str | None] = [None] * len(tokens)
-    for edit in _edits(adapter, len(tokens)):
+    for edit in _edits(adapter, ids, spans):
         for i in range(len(tokens))[edit.start : edit.stop]:
             marks[i] = _described(edit.parts, adapter)
     return [(token_text(token), mark) for token, mark in zip(tokens, marks, strict=True)]
 
 
-def summary(count: int, adapter: Mapping[str, Any]) -> str:
-    """In a line, how many of the `count` tokens are edited, and whether those of the answer are."""
-    edits = _edits(adapter, count)
-    edited = sum(len(range(count)[edit.start : edit.stop]) for edit in edits)
-    answer = next((_described(edit.parts, adapter) for edit in edits if edit.stop is None), None)
-    return f"{edited} of {count} prompt tokens are edited, " + (
-        "and none of the answer" if answer is None else f"and all tokens of the answer: {answer}"
-    )
+def summary(ids: Sequence[int], adapter: Mapping[str, Any], spans: Sequence[int] | None = None) -> str:
+    """In a line, how many of a prompt's tokens are edited, and which of the answer are."""
+    count, sites = len(ids), sites_from_wire(adapter["sites"])
+    edited = sum(len(range(count)[edit.start : edit.stop]) for edit in _edits(adapter, ids, spans))
+
+    def of_answer(holds: frozenset[Term]) -> list[Edit]:
+        found = plan(sites, count, holds)
+        return [e._replace(start=max(e.start, count)) for e in found if e.stop is None or e.stop > count]
+
+    plain = of_answer(frozenset())
+    words = [f"{_which(edit, count)} of the answer: {_described(edit.parts, adapter)}" for edit in plain]
+    for holds in dict.fromkeys(kinds_of_tokens(sites).values()):
+        if (other := of_answer(holds)) != plain:
+            named = " and ".join(map(str, sorted(holds)))
+            parts = [f"{_which(edit, count)} of the answer: {_described(edit.parts, adapter)}" for edit in other]
+            words.append(f"of its tokens {named} {'; '.join(parts) or 'none'}")
+    return f"{edited} of {count} prompt tokens are edited, and " + ("; ".join(words) or "none of the answer")
+
+
+def _which(edit: Edit, count: int) -> str:
+    """Tokens of an answer, counted from 1."""
+    first, last = edit.start - count + 1, None if edit.stop is None else edit.stop - count
+    if first == 1:
+        return "all tokens" if last is None else f"the first {last} tokens"
+    return f"the tokens from number {first} on" if last is None else f"the tokens number {first} to {last}"
 
 
 def token_text(token: str) -> str:
@@ -53,8 +75,8 @@ def token_text(token: str) -> str:
     return token.replace("\n", "↵")
 
 
-def _edits(adapter: Mapping[str, Any], count: int) -> tuple[Edit, ...]:
-    return plan(sites_from_wire(adapter["sites"]), count)
+def _edits(adapter: Mapping[str, Any], ids: Sequence[int], spans: Sequence[int] | None) -> tuple[Edit, ...]:
+    return plan_of_tokens(sites_from_wire(adapter["sites"]), len(ids), 0, len(ids), lambda: ids, spans)
 
 
 def _described(parts: Iterable[Part], adapter: Mapping[str, Any]) -> str:

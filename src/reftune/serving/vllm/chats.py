@@ -99,7 +99,7 @@ def _card_of(renderer: Any, request: Any) -> AdapterCard | None:
 
 async def _made(run: Any, *args: Any) -> list[int]:
     try:
-        return await asyncio.to_thread(run, *args)
+        return (await asyncio.to_thread(run, *args)).ids
     except ReftuneError as error:
         raise _error(str(error)) from error
 
@@ -175,7 +175,7 @@ def _put(llm: Any, messages: Any, request: Any) -> Any:
         if style.style == "messages":
             return _with_system(messages, style)
         found = _Prompt(messages)
-        found.tokens = _reader(llm).chat(_turns(messages), style)
+        found.tokens = _reader(llm).chat(_turns(messages), style).ids
     except ReftuneError as error:
         raise _error(str(error)) from error
     return found

@@ -42,8 +42,9 @@ def install() -> None:
         found = list(own(request, start_token_idx, end_token_idx))
         wire = wire_of(request.sampling_params)
         if wire is not None:
-            edits = wire.edits(request.num_prompt_tokens)
-            key = block_key(wire.digest, edits, start_token_idx, end_token_idx, strength=wire.strength)
+            at = start_token_idx, end_token_idx
+            edits = wire.edits(request.num_prompt_tokens, *at, lambda: request.all_token_ids[slice(*at)])
+            key = block_key(wire.digest, edits, *at, strength=wire.strength)
             found += [] if key is None else [("reftune", key)]
         return found
 

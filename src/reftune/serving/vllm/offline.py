@@ -180,7 +180,7 @@ class VllmEngine:
             raise ReftuneError(f"vLLM cannot answer here: {reason}; use the engine transformers")
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
 
-        encoded = list(encoded_prompts(prompts, self.tokenizer))
+        encoded = [ids for ids, _ in encoded_prompts(prompts, self.tokenizer)]
         for start in range(0, len(encoded), AT_ONCE):
             chosen = range(start, min(start + AT_ONCE, len(encoded)))
             outputs = self._llm.generate(

@@ -7,13 +7,13 @@ Must not know: weights, models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vllm.lora.request import LoRARequest
 
 from ..cards import AdapterCard
-from ..plans import Edit, Sites, plan, sites_from_wire
+from ..plans import Edit, Sites, plan_of_tokens, sites_from_wire
 
 __all__ = ["STRENGTH", "WIRE", "ReftRequest", "Wire", "wire_of"]
 
@@ -48,9 +48,9 @@ class Wire(NamedTuple):
     def of(cls, card: AdapterCard, strength: float = 1.0) -> Wire:
         return cls(card.digest, card.sites, strength)
 
-    def edits(self, length: int) -> tuple[Edit, ...]:
-        """Those of a prompt of `length` tokens."""
-        return plan(self.sites, length)
+    def edits(self, length: int, start: int, stop: int, tokens: Callable[[], Sequence[int]]) -> tuple[Edit, ...]:
+        """Those of tokens [start, stop) at least, of a prompt of `length` tokens; `tokens` gives the ids of these."""
+        return plan_of_tokens(self.sites, length, start, stop, tokens)
 
     def to_wire(self) -> dict[str, Any]:
         sites = [[list(group) for group in site] for site in self.sites]

@@ -8,7 +8,8 @@ Must not know: the server, names of adapters.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -141,16 +142,17 @@ def edit_first(block: nn.Module, args: Any, output: Any) -> Any:
 def watch_classic(runner: Any, edits: Edits) -> None:
     """vLLM's first runner: behind `_prepare_inputs` its batch is that of the step; before, it is the last one's."""
 
-    def windows(counts: Any) -> Iterator[Window]:
+    def requests(counts: Any) -> Iterator[tuple[Wire | None, int, int, int]]:
         batch = runner.input_batch
         for i, name in enumerate(batch.req_ids):
             wire = wire_of(runner.requests[name].sampling_params)
             # the prompt as it came, not what is computed anew after a preemption
             length = int(batch.num_prompt_tokens[i])
-            yield _window(wire, length, int(batch.num_computed_tokens_cpu[i]), int(counts[i]))
+            yield wire, length, int(batch.num_computed_tokens_cpu[i]), int(counts[i])
 
     def prepared(result: Any, scheduler_output: Any, counts: Any, *args: Any, **kwargs: Any) -> None:
-        edits.begin(windows(counts))
+        # on the device: what the step before has sampled may not have come to the host yet
+        edits.begin(_windows(requests(counts), runner.input_ids.gpu))
 
     _after(runner, "_prepare_inputs", prepared)
     _before(runner, "_dummy_run", edits.rest)
@@ -168,22 +170,42 @@ def watch_second(runner: Any, edits: Edits) -> None:
         # it may be told of one twice, and of one that it never had
         known.pop(req_id, None)
 
-    def windows(batch: Any) -> Iterator[Window]:
+    def requests(batch: Any) -> Iterator[tuple[Wire | None, int, int, int]]:
         for i, name in enumerate(batch.req_ids):
             # requests of trial runs are not known
             wire, length = known.get(name, (None, 0))
-            yield _window(wire, length, int(batch.num_computed_tokens_np[i]), int(batch.num_scheduled_tokens[i]))
+            yield wire, length, int(batch.num_computed_tokens_np[i]), int(batch.num_scheduled_tokens[i])
+
+    def prepared(result: Any, batch: Any, *args: Any, **kwargs: Any) -> None:
+        edits.begin(_windows(requests(batch), batch.input_ids))
 
     _after(state, "add_request", added)
     _after(state, "remove_request", removed)
-    _after(state, "prepare_inputs", lambda result, batch, *args, **kwargs: edits.begin(windows(batch)))
+    _after(state, "prepare_inputs", prepared)
     _before(state, "prepare_dummy_inputs", edits.rest)
 
 
-def _window(wire: Wire | None, length: int, start: int, count: int) -> Window:
-    if wire is None:
-        return Window(None, (), start, start + count)
-    return Window(wire.digest, wire.edits(length), start, start + count, wire.strength)
+def _windows(requests: Iterable[tuple[Wire | None, int, int, int]], input_ids: Tensor) -> Iterator[Window]:
+    """Of each request (wire, length of the prompt, first token and number of tokens in the step) in batch order.
+
+    `input_ids` are those of the step, one request behind the other; they are fetched only if an adapter looks at them.
+    """
+    ids: list[int] = []
+
+    def fetched(at: int, count: int) -> list[int]:
+        if not ids:
+            ids.extend(input_ids.tolist())
+        return ids[at : at + count]
+
+    offset = 0
+    for wire, length, start, count in requests:
+        stop = start + count
+        if wire is None:
+            yield Window(None, (), start, stop)
+        else:
+            tokens = partial(fetched, offset, count)
+            yield Window(wire.digest, wire.edits(length, start, stop, tokens), start, stop, wire.strength)
+        offset += count
 
 
 def _after(owner: Any, name: str, told: Callable[..., None]) -> None:
