@@ -107,7 +107,7 @@ def generate_batches(
         width = max(len(encoded[i]) for i in chosen)
         ids = torch.tensor([[padding] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen])
-        more = {} if strength is None else {"strength": [dials[i] for i in chosen]}
+        more: dict[str, Any] = {} if strength is None else {"strength": [dials[i] for i in chosen]}
         if has_spans:
             rows = [marked[i][1] or [0] * len(encoded[i]) for i in chosen]
             more["spans"] = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)

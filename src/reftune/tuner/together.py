@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..interventions import INTERVENTIONS, Intervention, InterventionOptions, LowRankIntervention, Steer
-from ..positions import parse_positions
+from ..positions import overlap, parse_positions
 from .parts import Group, Part
 
 __all__ = ["MODES", "Rows", "combined", "row_space", "rows_of"]
@@ -127,7 +127,7 @@ def _clusters(here: list[tuple[str, Group]], mode: str, where: str) -> list[list
     kept = list(clusters.items())
     for i, ((one, tie), members) in enumerate(kept):
         for (other, other_tie), others in kept[:i]:
-            if parse_positions(one).overlaps(parse_positions(other)):
+            if overlap(parse_positions(one), parse_positions(other)):
                 names = sorted({name for name, _ in (*others, *members)})
                 raise ValueError(
                     f"{where}: {' and '.join(map(repr, names))} edit overlapping positions ({other!r} with "
