@@ -279,7 +279,7 @@ def test_groups_are_pruned_one_by_one(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", CAUSAL)
 def test_the_lens_of_the_last_state_is_what_the_model_says(kind: str) -> None:
-    overrides = {"vocab_size": len(SPECIAL) + len(WORDS)}
+    overrides: dict[str, Any] = {"vocab_size": len(SPECIAL) + len(WORDS)}
     if kind == "gemma3":
         overrides["final_logit_softcapping"] = 5.0
     bare = tiny_model(kind, layers=2, overrides=overrides)

@@ -135,27 +135,34 @@ def _parts(text: str, prune_to: Path | None) -> list[str]:
 # --- in the terminal --------------------------------------------------------------------------------------------------
 
 
+def _show(console: Console, table: Table) -> None:
+    """Its title on a line of its own, however narrow the table is."""
+    title, table.title = table.title, None
+    say(console, f"\n{title}", style="bold")
+    console.print(table)
+
+
 def _print(console: Console, found: dict[str, Any]) -> None:
     text = found["text"]
-    say(console, f"answer: {text['answer']!r}\n")
+    say(console, f"answer: {text['answer']!r}")
     if "size" in found:
-        console.print(_sizes(found))
-    if "direction" in found or "basis" in found:
-        console.print(_directions(found))
+        _show(console, _sizes(found))
+    if "basis" in found:
+        _show(console, _directions(found))
     if "next" in found:
-        console.print(_next(found["next"]))
+        _show(console, _next(found["next"]))
     if found.get("along"):
-        console.print(_along(found["along"]))
+        _show(console, _along(found["along"]))
     if "matters" in found:
         _print_matters(console, found["matters"])
     if "patching" in found:
-        console.print(_patching(found["patching"]))
+        _show(console, _patching(found["patching"]))
     for note in found["notes"]:
         say(console, f"not told: {note}", style="yellow")
 
 
 def _table(title: str, *columns: str, left: int = 1) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, box=None, pad_edge=False)
     for i, name in enumerate(columns):
         table.add_column(name, justify="left" if i < left else "right")
     return table
@@ -218,7 +225,7 @@ def _print_matters(console: Console, matters: dict[str, Any]) -> None:
         for row in matters[kind][:SHOWN]:
             share = "" if row["share"] is None else f"{100 * row['share']:.1f} %"
             table.add_row(_plain(_name(row)), f"{row['loss']:.3f}", share)
-        console.print(table)
+        _show(console, table)
         if len(matters[kind]) > SHOWN:
             say(console, f"… and {len(matters[kind]) - SHOWN} more", style="dim")
     smallest = matters["smallest"]

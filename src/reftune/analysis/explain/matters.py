@@ -45,8 +45,8 @@ def switched_off(
     """The log-likelihood of the answers by base and adapter, the `kl` between them, and rows of each kind.
 
     A row: what is off (`layer`; `position`; `site`, `phi` and `row`), `loss` in nats, `share` of the effect, `kl`.
-    They are sorted by loss, or by `kl` where there is no effect to have a share of.  A layer is all of its sites, a position
-    all that layers edit there, in those texts that have it.
+    They are sorted by loss, or by `kl` where there is no effect to have a share of.  A layer is all of its sites, a
+    position all that layers edit there, in those texts that have it.
     """
     makers = {"layers": _layers_off, "positions": _positions_off, "rows": _rows_off}
     found: dict[str, Any] = {"tokens": sum(len(text.answer) for text in texts)}

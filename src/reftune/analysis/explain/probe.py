@@ -309,6 +309,7 @@ def _gate(name: str, switch: Switch, width: int) -> list[bool]:
 def _edit_as(site: EditSite, gate: Tensor, seen: Seen | None) -> Iterator[None]:
     """Inside, the site edits where gate [B, T] is true."""
     own: Callable[[Tensor], Tensor] = site.module.edit
+    attributes: dict[str, Any] = vars(site.module)
 
     def edit(h: Tensor) -> Tensor:
         edited = torch.where(gate.to(h.device).reshape(*h.shape[:-1], 1), own(h), h)
@@ -317,11 +318,11 @@ def _edit_as(site: EditSite, gate: Tensor, seen: Seen | None) -> Iterator[None]:
             seen.after[site.name] = edited.reshape(*gate.shape, -1)[0].clone()
         return edited
 
-    site.module.__dict__["edit"] = edit
+    attributes["edit"] = edit
     try:
         yield
     finally:
-        del site.module.__dict__["edit"]
+        del attributes["edit"]
 
 
 def _without_rows(phi: Intervention, rows: Sequence[int]) -> Any:
