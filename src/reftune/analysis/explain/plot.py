@@ -16,7 +16,9 @@ from ...reporting.svg import FONT, INK, SERIES, measured
 __all__ = ["bars", "heat_map", "lines"]
 
 # Inches: of a cell, of a row, and of what stands around.
-CELL, ROW, LEFT, BOTTOM, TOP = 0.45, 0.2, 1.15, 1.0, 0.1
+CELL, ROW, LEFT, TOP = 0.45, 0.2, 1.15, 0.1
+# Of a letter that stands upright below a column.
+LETTER = 0.075
 COLOUR, AGAINST = SERIES[0][0], SERIES[4][0]
 PALE, FULL = 0.05, 0.8
 # Columns up to which a cell has its number in it.
@@ -31,12 +33,13 @@ def heat_map(
     The colour is the share of the largest amount, another one for values below 0; the number is value × `factor`.
     """
     most = max((abs(cell) for row in cells for cell in row if cell is not None), default=0.0) or 1.0
-    width, height = LEFT + max(2.5, CELL * len(columns)), BOTTOM + ROW * len(rows) + TOP
+    bottom = 0.2 + LETTER * max(map(len, columns), default=0)
+    width, height = LEFT + max(2.5, CELL * len(columns)), bottom + ROW * len(rows) + TOP
     with measured():
         figure = Figure(figsize=(width, height))
         FigureCanvasAgg(figure)
-        wide, high = width - LEFT - TOP, height - BOTTOM - TOP
-        axes = figure.add_axes((LEFT / width, BOTTOM / height, wide / width, high / height))
+        wide, high = width - LEFT - TOP, height - bottom - TOP
+        axes = figure.add_axes((LEFT / width, bottom / height, wide / width, high / height))
         for y, row in enumerate(cells):
             for x, cell in enumerate(row):
                 if cell is None:

@@ -6,6 +6,7 @@ Must not know: why these layers.
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import fields
@@ -61,6 +62,8 @@ def save_pruned(probe: Probe, layers: Sequence[int], folder: str | Path) -> Path
             config.save_pretrained(temporary)
             name_for_others(Path(temporary, "adapter_config.json"))
             save_file(weights, Path(temporary, "adapter_model.safetensors"), metadata={"format": "pt"})
+            # safetensors lets only the owner read; who may read the configuration may read the weights
+            shutil.copymode(Path(temporary, "adapter_config.json"), Path(temporary, "adapter_model.safetensors"))
             # the configuration last: without it there is no adapter
             for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "adapter_config.json"):
                 sync(file)
