@@ -44,7 +44,8 @@ ROOT = Path(__file__).parents[1]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"]
-SLOW = ("cli.md", "data.md", "evaluation.md", "own-tasks.md", "search.md", "training.md", "tuner.md", "README.md")
+SLOW = ("cli.md", "data.md", "evaluation.md", "explain.md", "own-tasks.md", "search.md", "training.md", "tuner.md")
+SLOW += ("README.md",)
 SHELL = ("bash", "sh", "console")
 NOT_RUN = "# not run"
 

@@ -21,6 +21,7 @@ from . import (
     convert,
     demo,
     evaluate,
+    explain,
     export,
     generate,
     judge,
@@ -81,6 +82,7 @@ app.command("compare", cls=Verb)(compare.compare)
 app.command("search", cls=Verb)(search.search)
 app.command("judge", cls=Verb)(judge.judge)
 app.command("merge", cls=Verb)(merge.merge)
+app.command("explain", cls=Verb)(explain.explain)
 app.command("memorise", cls=Verb)(memorise.memorise)
 app.command("split-turns", cls=Verb)(split_turns.split_turns)
 app.command("steer", cls=Verb)(steer.steer)

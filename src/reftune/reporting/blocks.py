@@ -22,6 +22,8 @@ __all__ = [
     "Section",
     "Table",
     "Text",
+    "Token",
+    "Tokens",
     "one_line",
 ]
 
@@ -107,6 +109,22 @@ class Pictures:
 
 
 @dataclass(frozen=True)
+class Token:
+    """A piece of a text, `share` of the colour that it is marked with, and what is told of it when it is pointed at."""
+
+    text: str
+    share: float = 0.0
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A text in pieces."""
+
+    tokens: Sequence[Token]
+
+
+@dataclass(frozen=True)
 class Fold:
     """What is shown when asked for."""
 
@@ -122,4 +140,4 @@ class Section:
     blocks: Sequence[Block] = field(default_factory=list)
 
 
-Block: TypeAlias = "Text | Items | Facts | Code | Table | Pictures | Fold"
+Block: TypeAlias = "Text | Items | Facts | Code | Table | Tokens | Pictures | Fold"

@@ -39,7 +39,7 @@ def _environment(finish: Callable[[str], str]) -> Environment:
         trim_blocks=True,
         keep_trailing_newline=True,
     )
-    found.filters |= {"inline": _inline, "fenced": _fenced, "html_line": _html_line}
+    found.filters |= {"inline": _inline, "fenced": _fenced, "html_line": _html_line, "visible": _visible}
     found.globals["kind"] = lambda block: type(block).__name__
     return found
 
@@ -47,6 +47,11 @@ def _environment(finish: Callable[[str], str]) -> Environment:
 def _printable(text: str) -> str:
     """Without the control characters that HTML has no way to hold."""
     return "".join(sign for sign in text if sign.isprintable() or sign in "\n\t")
+
+
+def _visible(text: str) -> str:
+    """With a sign for each line break, which is a part of a token that can be seen."""
+    return text.replace("\n", "⏎\n")
 
 
 def _html_line(text: str) -> Markup:

@@ -1,0 +1,91 @@
+"""`reftune explain` as a user runs it: what is printed, the page, the smaller adapter, what is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Command, assert_user_error
+
+KEYS = {"adapter", "sites", "text", "texts", "size", "edits", "basis", "next", "along", "matters", "patching", "notes"}
+
+
+def test_everything_is_told(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    page, smaller = tmp_path / "page.html", tmp_path / "smaller"
+    outcome = reftune(
+        "explain",
+        adapter,
+        "--prompt",
+        "w1 w2 w3",
+        "--html",
+        page,
+        "--prune-to",
+        smaller,
+        "--max-new-tokens",
+        3,
+        "--json",
+    )
+    assert outcome.code == 0, outcome.err
+    found = outcome.json
+    assert set(found) == KEYS | {"html", "pruned"}
+    assert [site["site"] for site in found["sites"]] == ["resid_post.0", "resid_post.1"]
+    assert found["size"]["positions"] == ["f1", "l2", "l1"] and found["notes"] == []
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text and text.count("<svg") == 6 and "data-note" in text
+    # the smaller adapter is one: it answers, and is explained
+    kept = found["matters"]["smallest"]["layers"]
+    again = reftune("explain", smaller, "--prompt", "w1 w2 w3", "--parts", "size", "--max-new-tokens", 3, "--json")
+    assert [site["layer"] for site in again.json["sites"]] == kept
+    assert set(again.json) == {"adapter", "sites", "text", "texts", "size", "edits", "notes", "html", "pruned"}
+
+
+def test_a_file_in_the_terminal(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("w1 w2 w3\nw4 w5 w6 w7\n")
+    outcome = reftune("explain", adapter, "--file", file, "--max-new-tokens", 2)
+    assert outcome.code == 0, outcome.err
+    for part in ("mean ± spread of 2 texts", "the largest edits", "next token", "along the layers", "alone keep"):
+        assert part in outcome.out
+    one = reftune("explain", adapter, "-p", "w1 w2 w3", "--answer", "w9 w9", "--parts", "effect", "--json")
+    assert one.json["text"]["answer"].startswith("w9 w9")
+
+
+def test_errors(reftune: Command, adapter: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("w1\nw2\n")
+    for wrong in (
+        (),
+        ("-p", "w1", "-f", file),
+        ("-f", file, "--answer", "w2"),
+        ("-p", "w1", "--parts", "size,colour"),
+        ("-p", "w1", "--parts", "size", "--prune-to", tmp_path / "smaller"),
+        ("-p", "w1", "--keep", "90"),
+    ):
+        assert reftune("explain", adapter, *wrong).code == 2
+    assert_user_error(reftune("explain", adapter, "-p", "w1", "--prune-to", tmp_path), "not empty", str(tmp_path))
+    assert_user_error(reftune("explain", tmp_path, "-p", "w1"), "no adapter", str(tmp_path))
+
+
+@pytest.mark.slow
+def test_the_page_in_a_browser(reftune: Command, adapter: Path, tmp_path: Path, browser: Any) -> None:
+    page = tmp_path / "page.html"
+    reftune("explain", adapter, "--prompt", "w1 w2 w3", "--html", page, "--max-new-tokens", 3)
+    papers = set()
+    for scheme, width in (("light", 1200), ("dark", 1200), ("light", 390)):
+        context = browser.new_context(color_scheme=scheme, viewport={"width": width, "height": 800})
+        shown, complaints = context.new_page(), []
+        shown.on("console", lambda message, to=complaints: to.append(message.text))
+        shown.goto(page.as_uri())
+        papers.add(shown.evaluate("getComputedStyle(document.body).backgroundColor"))
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+        token = shown.locator(".tokens span[data-note]").first
+        note: Callable[[], str] = lambda at=token: at.evaluate("e => getComputedStyle(e, '::after').content")  # noqa: E731
+        assert note() == "none"
+        token.hover()
+        assert "of the state" in note()
+        assert complaints == []
+        context.close()
+    assert len(papers) == 2
