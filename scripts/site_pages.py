@@ -3,6 +3,7 @@
 - `reference/options.md`: every option of the command, off the typer application;
 - `reference/api.md`: every name of `reftune.__all__`, of which mkdocstrings writes the docstring;
 - `reference/messages.md`: every message that the package raises, off its sources;
+- `notebooks/…`: the notebooks, as pages;
 - `repository/…`: files of the repository that pages link to, and what these link to.
 
 Must not know: what the pages say.
@@ -11,6 +12,7 @@ Must not know: what the pages say.
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -43,6 +45,8 @@ def on_files(files: Any, config: Any) -> Any:
     made = {"options": options_page(), "api": api_page(), "messages": messages_page()}
     for name, content in made.items():
         files.append(File.generated(config, f"reference/{name}.md", content=content))
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=notebook_page(notebook)))
     pages = [ROOT / "docs" / file.src_uri for file in files.documentation_pages() if not file.generated_by]
     for path in linked([*pages, *(ROOT / name for name in ALWAYS)]):
         uri = f"{OUTSIDE}/{path.relative_to(ROOT).as_posix()}"
@@ -60,7 +64,8 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         page.meta["search"] = {"boost": 4}
     if uri.startswith("reference/"):
         return markdown
-    here = PurePosixPath(uri.removeprefix(f"{OUTSIDE}/") if uri.startswith(f"{OUTSIDE}/") else f"docs/{uri}")
+    is_of_docs = not uri.startswith((f"{OUTSIDE}/", "notebooks/"))
+    here = PurePosixPath(f"docs/{uri}" if is_of_docs else uri.removeprefix(f"{OUTSIDE}/"))
     text = re.sub(r"<(details|summary)>", r"<\1 markdown>", markdown)
     return LINK.sub(lambda found: _site_link(found, uri, here), text)
 
@@ -84,6 +89,20 @@ def linked(pages: list[Path]) -> list[Path]:
         targets = [Path(os.path.normpath(page.parent / link["path"])) for link in LINK.finditer(text)]
         pages += [t for t in targets if t.is_file() and t not in found and not t.is_relative_to(ROOT / "docs")]
     return list(found)
+
+
+def notebook_page(path: Path) -> str:
+    """A notebook as Markdown: its texts, its code, and what was printed if that was kept."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"```python\n{source}\n```")
+        for output in cell.get("outputs", ()):
+            text = "".join(output.get("text") or output.get("data", {}).get("text/plain", ""))
+            parts.append(f"```text\n{text.rstrip()}\n```")
+    title, *rest = parts[0].split("\n", 1)
+    note = f"This page is the notebook `{path.relative_to(ROOT).as_posix()}`: open that to run it."
+    return "\n\n".join([title, note, *rest, *parts[1:]]) + "\n"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -246,6 +246,19 @@ def test_readme_runs_on_the_real_model(workplace: Path) -> None:
     run_page(ROOT / "README.md")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=name_of)
+def test_notebook_runs(notebook: Path, workplace: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    (workplace / BASE).symlink_to(tiny_base)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    cells = nbformat.read(notebook, as_version=4)
+    nbformat.validate(cells)
+    # a cell that fails raises, with its traceback
+    client.NotebookClient(cells, timeout=300, resources={"metadata": {"path": str(workplace)}}).execute()
+    assert (workplace / "inbox-adapter/README.md").is_file() or notebook.stem != "first_adapter"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_commands_exist_and_their_options_parse(document: Path) -> None:
     for block in shell_blocks(document):
