@@ -21,7 +21,7 @@ PART ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions check format wheel bench bench-quick bench-serving gpu gpu-report clean
+.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions check format docs wheel bench bench-quick bench-serving gpu gpu-report clean
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
@@ -31,6 +31,7 @@ help:
 	@echo 'make test-versions  tests with the newest and the oldest transformers, PEFT and TRL, in .venv-newest and -oldest'
 	@echo 'make check   lint, format, types, import layers'
 	@echo 'make format  let the linter repair what it can'
+	@echo 'make docs    the documentation site, in build/site: open build/site/index.html'
 	@echo 'make wheel   build the wheel and try it in a fresh environment'
 	@echo 'make bench   everything beside every peer, with targets (an hour; peers in .venv-peers); ARGS=--resume goes on'
 	@echo 'make bench-quick  step times of ours and of the floor (3 minutes)'
@@ -95,6 +96,11 @@ check: $(STAMP)
 format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Strict: a link that leads nowhere or a page that is not in the navigation ends it. No network is needed to build or read it.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH='$(CURDIR)/src' $(BIN)/mkdocs build --strict
+	@echo 'docs: build/site/index.html'
 
 # The wheel is tried outside the source tree, first with its core dependencies only, then with its command.
 wheel: $(STAMP)

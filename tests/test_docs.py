@@ -12,8 +12,11 @@ Must not know: how anything is implemented.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -29,6 +32,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
+import reftune
 from reftune import INTERVENTIONS, ReftConfig
 from reftune.cli.app import app
 from reftune.comparison.report.results import read_results
@@ -38,14 +42,26 @@ from reftune.comparison.study import StudyConfig
 from reftune.models import convert_smollm2, smollm2_package
 from reftune.search.settings import SearchConfig
 from reftune.training import RunConfig
+from scripts.site_pages import texts
 from tests.models import tiny_model
 
 ROOT = Path(__file__).parents[1]
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "AGENTS.md"]
-SLOW = ("cli.md", "data.md", "evaluation.md", "explain.md", "own-tasks.md", "search.md", "training.md", "tuner.md")
-SLOW += ("README.md",)
+SLOW = (
+    "cli.md",
+    "data.md",
+    "evaluation.md",
+    "explain.md",
+    "own-tasks.md",
+    "search.md",
+    "training.md",
+    "tuner.md",
+    "README.md",
+    "start.md",
+    "coming-from.md",
+)
 SHELL = ("bash", "sh", "console")
 NOT_RUN = "# not run"
 
@@ -231,6 +247,19 @@ def test_readme_runs_on_the_real_model(workplace: Path) -> None:
     run_page(ROOT / "README.md")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=name_of)
+def test_notebook_runs(notebook: Path, workplace: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbformat, client = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    (workplace / BASE).symlink_to(tiny_base)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"))
+    cells = nbformat.read(notebook, as_version=4)
+    nbformat.validate(cells)
+    # a cell that fails raises, with its traceback
+    client.NotebookClient(cells, timeout=300, resources={"metadata": {"path": str(workplace)}}).execute()
+    assert (workplace / "inbox-adapter/README.md").is_file() or notebook.stem != "first_adapter"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_commands_exist_and_their_options_parse(document: Path) -> None:
     for block in shell_blocks(document):
@@ -308,6 +337,43 @@ def test_the_scores_shown_are_those_of_the_results(name: str) -> None:
     for cells in table.rows:
         line = " | ".join(cells[shown.index(title)].text for title in wanted)
         assert f"| {line} |" in text
+
+
+def test_the_scores_beside_lora_are_those_of_the_results() -> None:
+    rows = [line for line in page("reft-or-lora.md").splitlines() if re.match(r"\| .* \| [\d,]+ \|", line)]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    assert len(rows) >= 7 and set(rows) <= set(readme)
+
+
+def test_messages_of_troubleshooting_are_those_of_the_package() -> None:
+    shown = re.findall(r"^\| `([^`]+)` \|", page("troubleshooting.md"), re.MULTILINE)
+    assert len(shown) > 30
+    known = [" ".join(text.split()) for text in texts()]
+    for text in shown:
+        pattern = re.compile(".*".join(map(re.escape, text.split("…"))))
+        assert any(pattern.search(message) for message in known), f"no message reads {text!r}"
+
+
+def test_the_navigation_of_the_site_has_every_page() -> None:
+    named = re.findall(r"^ +- [^#\n]*?([\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {p.name for p in PAGES} <= set(named), "mkdocs.yml: nav"
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_broken_link(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "NO_MKDOCS_2_WARNING": "1"}
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    pages = {path.relative_to(tmp_path).as_posix(): path.read_text("utf-8") for path in tmp_path.rglob("*.html")}
+    for name, text in pages.items():
+        loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*?\b(?:src|href)=\"?(https?://[^\s\">]+)", text)
+        assert not loaded, f"{name} loads {loaded}"
+    assert all(f'id="reftune.{name}"' in pages["reference/api.html"] for name in reftune.__all__)
+    assert all(f">reftune {verb}<" in pages["reference/options.html"] for verb in verbs())
+    # the search of pages that were opened as files
+    assert "Frozen-prefix reuse" in (tmp_path / "search/search_index.js").read_text("utf-8")
 
 
 def test_the_index_has_every_page() -> None:

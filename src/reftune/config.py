@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from peft.config import PeftConfig
 
+from .card import Training, write_card
 from .interventions import ACTIVATIONS, INTERVENTIONS, InterventionOptions
 from .peft_type import REFT
 from .positions import PositionSpec, Tie, content_terms, parse_positions, resolve_texts
@@ -163,6 +164,8 @@ class ReftConfig(PeftConfig):
         self.peft_type = REFT
         # no field: it is kept in a file of its own, which adapters of other methods can have too
         self.prompt_style: PromptStyle | None = None
+        # for the model card
+        self.training: Training | None = None
         _choose("intervention", self.intervention, INTERVENTIONS)
         _choose("unknown_prompt", self.unknown_prompt, UNKNOWN_PROMPTS)
         if self.act_fn is not None:
@@ -183,10 +186,11 @@ class ReftConfig(PeftConfig):
         self.resolved_groups()
 
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
-        """Write `adapter_config.json`, and `reftune.json` if `prompt_style` says how the prompts were written."""
+        """Write `adapter_config.json`, `reftune.json` if `prompt_style` is known, and the card of weights beside it."""
         super().save_pretrained(save_directory, **kwargs)
         if self.prompt_style is not None:
             self.prompt_style.write(save_directory)
+        write_card(save_directory, self.training)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any) -> Any:

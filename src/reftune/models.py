@@ -33,6 +33,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from .adapter_files import UNREADABLE, adapter_config, adapter_style, brief, check_weights, is_adapter
+from .card import is_replaced, write_cards
 from .data.style import write_styles
 from .errors import ReftuneError
 from .files import check_writable, sync, told
@@ -308,10 +309,15 @@ def save_adapter(model: PeftModel, folder: str | Path) -> Path:
         model.save_pretrained(temporary)
         write_styles(model.peft_config, temporary)
         # adapters of other names than "default" have folders of their own
-        for file in sorted(path for path in Path(temporary).rglob("*") if path.is_file()):
+        files = sorted(path for path in Path(temporary).rglob("*") if path.is_file())
+        for file in files:
             if file.name in ("adapter_config.json", "README.md"):
                 name_for_others(file)
+        write_cards(model.peft_config, temporary)
+        for file in files:
             place = target / file.relative_to(temporary)
+            if file.name == "README.md" and not is_replaced(place):
+                continue
             place.parent.mkdir(parents=True, exist_ok=True)
             sync(file)
             if file.name == "adapter_config.json" and place.is_file() and place.read_bytes() != file.read_bytes():

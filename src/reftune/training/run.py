@@ -284,6 +284,7 @@ def do_run(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         seconds = time.perf_counter() - start
         if trainer.is_world_process_zero():
+            trainer.tell_card(config.data if isinstance(config.data, str) else None)
             _save(model, output)
         return _result(trainer, model, tokenizer, output, seconds)
 

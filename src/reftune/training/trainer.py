@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from ..card import tell
 from ..data import PromptStyle, ReftCollator
 from ..data.style import write_styles
 from ..errors import DataError, ReftuneError
@@ -139,6 +140,7 @@ class ReftTrainer(ProcessTrainer):
         except BaseException:
             self._drop_frozen(keep=True)
             raise
+        self.tell_card()
         if self._frozen is not None and not self._frozen.stays:
             self._drop_frozen()
         if self._frozen is None:
@@ -162,10 +164,17 @@ class ReftTrainer(ProcessTrainer):
         return super().predict(*args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        self.tell_card()
         super()._save(output_dir, state_dict)
         model = self._inner()
         if isinstance(model, PeftModel):
             write_styles(model.peft_config, output_dir or self.args.output_dir or ".")
+
+    def tell_card(self, data: str | None = None) -> None:
+        """Have the model cards of the active adapters say how they were trained, and on which file or data set."""
+        model = self._inner()
+        if isinstance(model, PeftModel):
+            tell(model, self.args, self.state, rows=self.train_dataset, data=data)
 
     def compute_loss(
         self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
