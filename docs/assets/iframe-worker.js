@@ -9,8 +9,8 @@ if (location.protocol === "file:") {
       frame.hidden = true;
       frame.addEventListener("load", () => this.begin(frame.contentWindow, String(url)), { once: true });
       frame.srcdoc = "<!doctype html><title>search</title>";
-      document.addEventListener("DOMContentLoaded", () => document.body.append(frame), { once: true });
-      if (document.body) document.body.append(frame);
+      // once only: a frame that is moved loads anew
+      document.documentElement.append(frame);
     }
 
     begin(inside, url) {
