@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from ..environments import ROOT
 from ..files import write_whole
 from ..raw import machine, now
 from ..settings import cores
@@ -141,7 +142,9 @@ class Part:
 def failure(error: BaseException) -> dict[str, Any]:
     """What is kept of an error."""
     frames = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in traceback.extract_tb(error.__traceback__)]
-    return {"error": f"{type(error).__name__}: {error}"[:LONGEST], "where": frames[-FRAMES:]}
+    # where the repository lies is nobody's business
+    said = f"{type(error).__name__}: {error}".replace(f"{ROOT}/", "")
+    return {"error": said[:LONGEST], "where": frames[-FRAMES:]}
 
 
 def brief(measurement: dict[str, Any]) -> str:
