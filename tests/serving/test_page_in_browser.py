@@ -331,7 +331,8 @@ def parrot() -> Iterator[str]:
 
     @app.post("/tokenize")
     async def tokenize(request: Request) -> Any:
-        return {"token_strs": (await request.json())["prompt"].split(), "count": 0}
+        words = (await request.json())["prompt"].split()
+        return {"token_strs": words, "tokens": list(range(len(words))), "count": len(words)}
 
     @app.post("/v1/completions")
     async def completions(request: Request) -> Any:
