@@ -52,7 +52,9 @@ def saved_as(folder: Path, kind: str, options: dict[str, Any]) -> Any:
 
 
 def loaded(model: Any) -> list[Any]:
-    return sorted(edit._replace(tokens=None) for name, layer in _layers(model) for edit in _edits(name, layer, [0] * 5, None))
+    return sorted(
+        edit._replace(tokens=None) for name, layer in _layers(model) for edit in _edits(name, layer, [0] * 5, None)
+    )
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
