@@ -59,7 +59,7 @@ RECIPES = {
     "LoReFT as published": Recipe(
         "loreft", "Wu et al. 2024", METHODS["loreft"].learning_rate, dict(METHODS["loreft"].config)
     ),
-    # the two that led on MNLI at this rate (docs/log.md, starts and positions)
+    # the two that led on held-out rows of MNLI at this rate, one seed (65.8 and 64.0)
     "LoReFT delta, prompt": Recipe("loreft", "MNLI on the CPU", 1e-3, {"r": 8, "positions": "prompt", "form": "delta"}),
     "DiReFT zero, all": Recipe("loreft", "MNLI on the CPU", 1e-3, {"r": 8, "positions": "all", **DIREFT}),
     "LoRA r 8": Recipe("lora", "results/text/study.yaml", 1e-3, dict(METHODS["lora"].config)),

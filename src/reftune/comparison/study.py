@@ -14,7 +14,7 @@ from ..evaluation.own import tasks_of
 from ..evaluation.tasks import GROUPS
 from ..evaluation.tasks.base import Task
 from ..files import key_of
-from ..training.run import TRAINING_FIELDS, keys_and_values, refuse_unknown
+from ..training.run import TRAINING_FIELDS, given_of, keys_and_values, refuse_unknown
 from .methods import METHODS
 
 __all__ = ["KINDS", "Run", "StudyConfig", "runs_of"]
@@ -96,12 +96,7 @@ class StudyConfig:
         Raises:
             ReftuneError: a key that is unknown or missing.
         """
-        refuse_unknown("the comparison", values, {f.name for f in fields(cls)})
-        missing = [name for name in ("model", "tasks") if values.get(name) is None]
-        if missing:
-            raise ReftuneError(f"the comparison lacks {', '.join(missing)}")
-        given: dict[str, Any] = {k: v for k, v in values.items() if v is not None or k == "max_length"}
-        return cls(**given)
+        return cls(**given_of("the comparison", cls, values, needed=("model", "tasks")))
 
     def parsed_tasks(self) -> list[Task]:
         """The tasks, groups resolved."""

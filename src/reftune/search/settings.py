@@ -14,7 +14,7 @@ from ..errors import ReftuneError
 from ..evaluation.own import tasks_of
 from ..evaluation.tasks.base import Task
 from ..files import key_of
-from ..training.run import keys_and_values, refuse_unknown
+from ..training.run import given_of, keys_and_values
 from .budget import Budget
 from .space import Space
 
@@ -91,12 +91,7 @@ class SearchConfig:
         Raises:
             ReftuneError: a key that is unknown or missing, or a value that is not valid.
         """
-        refuse_unknown("the search", values, {f.name for f in fields(cls)})
-        missing = [name for name in ("model", "task") if values.get(name) is None]
-        if missing:
-            raise ReftuneError(f"the search lacks {', '.join(missing)}")
-        given: dict[str, Any] = {k: v for k, v in values.items() if v is not None or k == "max_length"}
-        return cls(**given)
+        return cls(**given_of("the search", cls, values, needed=("model", "task")))
 
     def parsed_task(self) -> Task:
         """The one task.

@@ -142,13 +142,7 @@ class RunConfig:
         Raises:
             ReftuneError: a key that is unknown or missing.
         """
-        names = [f.name for f in fields(cls)]
-        refuse_unknown("the configuration", values, set(names))
-        missing = [name for name in ("model", "data", "output") if values.get(name) is None]
-        if missing:
-            raise ReftuneError(f"the configuration lacks {', '.join(missing)}")
-        given: dict[str, Any] = {k: v for k, v in values.items() if v is not None or k == "max_length"}
-        return cls(**given)
+        return cls(**given_of("the configuration", cls, values, needed=("model", "data", "output")))
 
     def reft_config(self) -> ReftConfig:
         """A fresh configuration of the adapter."""
@@ -372,6 +366,20 @@ def _check_same_adapter(checkpoint: Path, wanted: ReftConfig, names: Sequence[st
             f"the checkpoint to resume from has another adapter ({'; '.join(changed)}); resume with the same, or use "
             "--overwrite to start anew"
         )
+
+
+def given_of(what: str, cls: type, values: Mapping[str, Any], *, needed: Sequence[str]) -> dict[str, Any]:
+    """What a file gives of the fields of a configuration; where it leaves one empty, the field's own value stands.
+
+    Raises:
+        ReftuneError: a key that is unknown or missing.
+    """
+    refuse_unknown(what, values, {f.name for f in fields(cls)})
+    missing = [name for name in needed if values.get(name) is None]
+    if missing:
+        raise ReftuneError(f"{what} lacks {', '.join(missing)}")
+    # null is a length of its own: any
+    return {k: v for k, v in values.items() if v is not None or k == "max_length"}
 
 
 def refuse_unknown(where: str, values: Mapping[str, Any], valid: set[str]) -> None:
