@@ -6,6 +6,7 @@ Must not know: models and adapters (see `models.py`).
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import shutil
 import zlib
@@ -56,6 +57,17 @@ def browser() -> Iterator[Any]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _our_logger_stays() -> Iterator[None]:
+    """A test, or a command that it calls, that leaves our logger quiet makes others fail that look for its lines."""
+    logger = logging.getLogger("reftune")
+    before = (logger.level, logger.disabled, logger.propagate)
+    yield
+    after = (logger.level, logger.disabled, logger.propagate)
+    logger.level, logger.disabled, logger.propagate = before
+    assert after == before, f"our logger is left with level, disabled, propagate = {after}, it had {before}"
 
 
 def in_turn(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -16,7 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-__all__ = ["JsonFlag", "bar", "consoles", "emit", "load_package", "progress_bars", "quiet_libraries", "say"]
+__all__ = [
+    "JsonFlag",
+    "bar",
+    "consoles",
+    "emit",
+    "load_package",
+    "our_errors_only",
+    "progress_bars",
+    "quiet_libraries",
+    "say",
+]
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
@@ -82,6 +93,18 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+@contextmanager
+def our_errors_only() -> Iterator[None]:
+    """No warnings and lines of our own logger, until the end of the block."""
+    logger = logging.getLogger("reftune")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 @contextmanager

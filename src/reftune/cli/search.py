@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import shlex
 import sys
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..files import check_writable, read_json
 from ..reporting.numbers import count as whole_number
 from ..reporting.numbers import points
 from .evaluate import ANSWER_HELP, SCORE_HELP, tell
-from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
+from .output import JsonFlag, command, consoles, emit, our_errors_only, quiet_libraries, say
 from .train import read_yaml
 
 if TYPE_CHECKING:
@@ -80,8 +79,6 @@ def search(
     check_report()
     results, progress = consoles(as_json)
     quiet_libraries()
-    # of each trial, whether it replays what it shares
-    logging.getLogger("reftune").setLevel(logging.ERROR)
     if report_only:
         if not (output / RESULTS).is_file():
             raise ReftuneError(f"{str(output)!r} holds no {RESULTS}: name the search's folder by --output")
@@ -105,7 +102,9 @@ def search(
         tell(progress, [settings.parsed_task()])
         line = shlex.join(["reftune", *sys.argv[1:]])
         folder = None if data_dir is None else str(data_dir)
-        found = do_search(settings, output, data_dir=folder, command=line, say=Lines(progress, settings))
+        # without the line of each trial that says whether it replays what it shares
+        with our_errors_only():
+            found = do_search(settings, output, data_dir=folder, command=line, say=Lines(progress, settings))
     pages = write_report(found, output)
     if as_json:
         emit({"output": str(output), "report": [str(page) for page in pages], **_brief(found)})

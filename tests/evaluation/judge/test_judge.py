@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -324,8 +325,15 @@ def test_lines_are_written_as_they_come_and_say_what_was_asked(tmp_path: Path) -
     file = tmp_path / "judgements.jsonl"
     seen: list[int] = []
 
+    def lines() -> int:
+        return len(file.read_text().splitlines()) if file.exists() else 0
+
     def answer(asked: Asked) -> str:
-        seen.append(len(file.read_text().splitlines()) if file.exists() else 0)
+        # the next question may be on its way before the line of the one before is written
+        deadline = time.monotonic() + 30
+        while lines() < len(seen) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        seen.append(lines())
         return "**1**" if asked.texts[1] == "mine" else "hm \ud800"
 
     with serving(answer) as server:
