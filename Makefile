@@ -37,7 +37,7 @@ help:
 	@echo 'make bench-quick  step times of ours and of the floor (3 minutes)'
 	@echo 'make bench-serving  vLLM with 1 to 512 adapters beside vLLM alone and its LoRA (15 minutes)'
 	@echo "make gpu     everything that only a GPU can say, in 8 minutes (ARGS='--tiny --device cpu' to see that it runs)"
-	@echo 'make gpu-report DIR=results/gpu  report and README table of what it found'
+	@echo 'make gpu-report DIR=results/gpu  report and the table of docs/results.md'
 	@echo 'make clean   remove the environment and build outputs'
 
 venv: $(STAMP)
