@@ -1,4 +1,4 @@
-"""What the parts found, as tables: on the terminal, in `benchmarks/results/`, and with the targets in `docs/results.md`.
+"""What the parts found, as tables: on the terminal, in `benchmarks/results/`, and the targets in `docs/results.md`.
 
     python -m benchmarks.gpu.report table DIR     the tables, also in DIR/table.md
     python -m benchmarks.gpu.report report DIR    the same in benchmarks/results/<date>_<gpu>.md, the page, latest.json
