@@ -25,6 +25,7 @@ from ..errors import DataError, ReftuneError
 from ..tuner import call_state, find_root
 from .checkpoints import Room, damage, last_whole, rotate, saving, seal
 from .frozen import frozen_plan
+from .gates import Gates
 from .groups import check_factors, with_factors
 from .loss import ResponseLoss
 from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
@@ -58,6 +59,7 @@ class ReftTrainer(ProcessTrainer):
     - `packing=True`: the rows of a batch are laid end to end in one row, without padding.
     - `lr_groups={"b": 10}`: the tensors of that name, or a module trained beside the interventions, have ten times the
       learning rate (`parameter_groups` makes the same groups for other trainers).
+    - `gates=Gates(model)`: which layers and groups of positions are needed is learnt along the way.
 
     All of this is left aside where the model or the arguments ask for more: label smoothing, a loss function or a head
     of one's own, `torch_compile`, metrics that need logits.
@@ -65,7 +67,7 @@ class ReftTrainer(ProcessTrainer):
     Raises:
         DataError: no collator is given and no tokenizer to make one from.
         ReftuneError: an unknown value of `reuse`; `packing` with a collator of one's own; factors in `lr_groups` that
-            are no numbers above 0, and in `train` names that nothing trained has.
+            are no numbers above 0, and in `train` names that nothing trained has; `gates` in several processes.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class ReftTrainer(ProcessTrainer):
         shared: SharedPrefix | None = None,
         packing: bool = False,
         lr_groups: Mapping[str, float] | None = None,
+        gates: Gates | None = None,
         on_fill: OnFill | None = None,
         **kwargs: Any,
     ) -> None:
@@ -99,6 +102,7 @@ class ReftTrainer(ProcessTrainer):
             data_collator = ReftCollator(tokenizer, packing=packing)
         check_factors(lr_groups or {})
         self.lr_groups = dict(lr_groups or {})
+        self.gates = gates
         self.reuse = reuse
         self.reuse_limit_gb = reuse_limit_gb
         self.shared = shared
@@ -118,6 +122,10 @@ class ReftTrainer(ProcessTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if gates is not None and (self.args.world_size > 1 or self._is_special()):
+            raise ReftuneError(
+                "gates are learnt in one process and with the plain loss; take one, and prune before others"
+            )
         style = PromptStyle.of_dataset(train_dataset)
         if style is not None and isinstance(model, PeftModel):
             for name in model.active_adapters:
@@ -153,7 +161,23 @@ class ReftTrainer(ProcessTrainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.lr_groups and is_new:
             optimizer.param_groups[:] = with_factors(optimizer.param_groups, self._inner(), self.lr_groups)
+        if self.gates is not None and is_new:
+            rate = self.gates.learning_rate
+            optimizer.add_param_group({"params": [self.gates.a], "lr": rate, "weight_decay": 0.0})
         return optimizer
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if self.gates is None:
+            return super().training_step(model, *args, **kwargs)
+        self.gates.begin(self.state.global_step, self.state.max_steps, self.args.seed)
+        loss = super().training_step(model, *args, **kwargs)
+        self.accelerator.backward(self.gates.cost() / self.args.gradient_accumulation_steps)
+        return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.gates is not None:
+            self.gates.load(Path(resume_from_checkpoint))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self._drop_frozen_if_stale()
@@ -219,6 +243,8 @@ class ReftTrainer(ProcessTrainer):
                 if (checkpoint / TRAINING_ARGS_NAME).exists():
                     # with the limit
                     torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)
+                if self.gates is not None:
+                    self.gates.save(checkpoint)
                 if not self.args.save_only_model:
                     seal(checkpoint)
         if self.args.should_save:
