@@ -12,7 +12,7 @@ from rich.table import Table
 from ..errors import ReftuneError
 from ..values import ranges
 from .generate import StyleOption, read_prompts, style_for
-from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
+from .output import JsonFlag, bar, bars, consoles, emit, quiet_libraries, say
 
 __all__ = ["explain"]
 
@@ -81,15 +81,8 @@ def explain(
         for i, record in enumerate(records, start=1):
             texts.append(probe.text(record, answer=answer, max_new_tokens=max_new_tokens))
             done(i)
-    found = explained(
-        probe,
-        texts,
-        parts=chosen,
-        count=top,
-        keep=keep,
-        limit=limit,
-        progress=lambda what: say(progress, what, style="dim"),
-    )
+    with bars(progress) as done:
+        found = explained(probe, texts, parts=chosen, count=top, keep=keep, limit=limit, progress=done)
     smallest = found.get("matters", {}).get("smallest")
     if prune_to is not None:
         if smallest is None:

@@ -10,8 +10,9 @@ from .directions import Lens, basis_rows, edit_rows
 from .edits import Sizes, edit_sizes
 from .effect import along_layers, next_tokens
 from .matters import patch, smallest_set, switched_off
-from .probe import EditSite, Probe, Switch, Text
+from .probe import Probe
 from .prune import save_pruned
+from .switches import EditSite, Switch, Text
 
 __all__ = [
     "EditSite",
