@@ -16,18 +16,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ...config import ReftConfig, ReftGroup
-from ...data import encode_marked, tokenize_record
 from ...errors import ReftuneError
-from ...generation import GREEDY, end_tokens
 from ...interventions import Intervention
-from ...models import refuse_encoder
 from ...positions import columns_of_slots, content_terms, named_tokens, segments_of_full_rows, token_units
 from ...specs import PositionSpec, joint_span, own_slots, scope_range
 from ...training.loss import head_as
-from ...training.prepare import is_causal
 from ...tuner import ReftLayer, find_root, find_stacks
 from .replay import Kept
 from .switches import EVERY, EditSite, Seen, Switch, Text, first_of, switched
+from .texts import check_causal, text_of
 
 T = TypeVar("T")
 
@@ -45,12 +42,7 @@ class Probe:
     """
 
     def __init__(self, model: PeftModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        refuse_encoder(model.config.name_or_path or type(model).__name__, model.config)
-        if not is_causal(model):
-            raise ReftuneError(
-                f"{type(find_root(model)).__name__} is no causal language model, of which alone an adapter can be "
-                "explained: there is no next token that its edits make likelier"
-            )
+        check_causal(model)
         active = model.active_adapters
         if len(active) != 1:
             raise ReftuneError(f"the adapters {active} are active together; choose one by set_adapter")
@@ -107,26 +99,7 @@ class Probe:
 
     def text(self, prompt: dict[str, Any] | str, *, answer: str | None = None, max_new_tokens: int = 32) -> Text:
         """A prompt, a record or a raw text, with an answer; by default the adapter's own, greedily."""
-        if answer is not None:
-            example = tokenize_record(_answered(prompt, answer), self.tokenizer)
-            return self._text(example.input_ids, example.prompt_length, example.spans)
-        start, marks = encode_marked(prompt, self.tokenizer)
-        ids = torch.tensor([start], device=self.model.device)
-        generator: Any = self.model
-        ends = end_tokens(getattr(self.model, "generation_config", None), self.tokenizer)
-        arguments: dict[str, Any] = {**GREEDY, "pad_token_id": self.tokenizer.pad_token_id, "eos_token_id": ends}
-        if marks is not None:
-            arguments["spans"] = torch.tensor([marks], device=self.model.device)
-        with torch.inference_mode():
-            made = generator.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=max_new_tokens, **arguments
-            )
-        return self._text(made[0].tolist(), len(start), marks)
-
-    def _text(self, ids: Sequence[int], prompt_length: int, marks: Sequence[int] | None) -> Text:
-        pieces = tuple(str(self.tokenizer.decode([token])) for token in ids)
-        spans = None if marks is None else (*marks[:prompt_length], *[0] * (len(ids) - prompt_length))
-        return Text(tuple(ids), prompt_length, pieces, str(self.tokenizer.decode(list(ids[prompt_length:]))), spans)
+        return text_of(self.model, self.tokenizer, prompt, answer=answer, max_new_tokens=max_new_tokens)
 
     def edits(self, site: EditSite, text: Text) -> list[tuple[int, int]]:
         """What a site edits of a text, in order: (token, number of the Φ that edits it)."""
@@ -238,15 +211,3 @@ def _units(text: Text, group: ReftGroup, joint: PositionSpec) -> list[int]:
     prompt = segments_of_full_rows(1, width, torch.device("cpu"))._replace(end=torch.tensor([text.prompt_length]))
     named = named_tokens(content, torch.tensor([text.ids]), marks)
     return token_units(spec, group.tie, joint, prompt, 0, width, named)[0].tolist()
-
-
-def _answered(prompt: dict[str, Any] | str, answer: str) -> dict[str, Any]:
-    """The record of this prompt whose response is this answer."""
-    if isinstance(prompt, str):
-        return {"prompt": prompt, "completion": answer}
-    if "messages" in prompt:
-        turns = list(prompt["messages"])
-        while turns and turns[-1].get("role") == "assistant":
-            turns.pop()
-        return {**prompt, "messages": [*turns, {"role": "assistant", "content": answer}]}
-    return {**prompt, ("output" if "instruction" in prompt else "completion"): answer}
