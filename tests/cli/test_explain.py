@@ -18,6 +18,7 @@ KEYS = {"adapter", "sites", "text", "texts", "size", "edits", "basis", "next", "
 AGAINST = {"adapter", "against", "methods", "texts", "layers", "next", "answers", "notes", "html"}
 
 
+@pytest.mark.slow
 def test_everything_is_told(reftune: Command, adapter: Path, tmp_path: Path) -> None:
     page, smaller = tmp_path / "page.html", tmp_path / "smaller"
     outcome = reftune(
@@ -45,9 +46,8 @@ def test_everything_is_told(reftune: Command, adapter: Path, tmp_path: Path) -> 
     again = reftune("explain", smaller, "--prompt", "w1 w2 w3", "--parts", "size", "--max-new-tokens", 3, "--json")
     assert [site["layer"] for site in again.json["sites"]] == kept
     card = (smaller / "README.md").read_text(encoding="utf-8")
-    assert card.count("library_name: peft") == 1 and f"layers {ranges(kept)} of the adapter" in card
-    # how it was trained is that of the whole adapter
-    assert "## Training" in card and "training loss" in card
+    assert card.count("library_name: peft") == 1 and f"layers {ranges(kept)} of the adapter {adapter.name}" in card
+    assert "## Training of the whole adapter" in card and "training loss" in card
     assert set(again.json) == {"adapter", "sites", "text", "texts", "size", "edits", "notes", "html", "pruned"}
 
 
@@ -62,11 +62,12 @@ def test_a_file_in_the_terminal(reftune: Command, adapter: Path, tmp_path: Path)
     assert one.json["text"]["answer"].startswith("w9 w9")
 
 
+@pytest.mark.slow
 def test_against_a_lora(reftune: Command, adapter: Path, base: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     lora, page, file = tmp_path / "lora", tmp_path / "page.html", tmp_path / "prompts.txt"
     config = LoraConfig(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
-    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(lora)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(lora))
     file.write_text("w1 w2 w3\nw4 w5 w6 w7\n")
     given = ("--file", file, "--max-new-tokens", 2)
     found = reftune("explain", adapter, "--against", lora, *given, "--html", page, "--json").json

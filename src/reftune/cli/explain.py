@@ -112,7 +112,7 @@ def explain(
     if prune_to is not None:
         if smallest is None:
             raise ReftuneError(f"nothing is written to {str(prune_to)!r}: {found['notes'][-1]}")
-        save_pruned(probe, smallest["layers"], prune_to)
+        save_pruned(probe, smallest["layers"], prune_to, of=adapter, why=_why(found["matters"]))
     result = {"adapter": adapter, **found}
     if html is not None:
         from ..analysis.explain.page import write_explained
@@ -128,6 +128,17 @@ def explain(
 
 
 explain.__doc__ = EXAMPLE
+
+
+def _why(matters: dict[str, Any]) -> str:
+    """Of a model card."""
+    smallest = matters["smallest"]
+    return (
+        f"By `reftune explain --prune-to`: alone they keep {100 * smallest['share']:.1f} % of its effect on "
+        f"{matters['texts']} prompt(s) (asked for: {100 * smallest['keep']:g} %), measured by the "
+        f"{'log-likelihood of its answers' if smallest['measure'] == 'likelihood' else 'KL of the next tokens'}. "
+        "Elsewhere they may keep less: score it before you use it."
+    )
 
 
 def _prompts(prompt: str | None, file: Path | None, answer: str | None) -> list[str | dict[str, Any]]:

@@ -170,15 +170,11 @@ def _next(one: Trace, other: Trace) -> dict[str, Any]:
             if text.answer
         )
     flat = {name: torch.cat(logits) for name, logits in sets.items()}
-    for name, (p, q) in {
-        "kl": ("adapter", "other"),
-        "kl_base": ("adapter", "base"),
-        "kl_other_base": ("other", "base"),
-    }.items():
+    for name, p, q in (("kl", "adapter", "other"), ("kl_base", "adapter", "base"), ("kl_other_base", "other", "base")):
         pairs = zip(flat[p], flat[q], strict=True)
         found[name] = sum(kl(a, b) for a, b in pairs) / found["tokens"]
-    found["same_top"] = float((flat["adapter"].argmax(-1) == flat["other"].argmax(-1)).double().mean())
-    found["base_same_top"] = float((flat["adapter"].argmax(-1) == flat["base"].argmax(-1)).double().mean())
+    for name, q in (("same_top", "other"), ("same_top_base", "base")):
+        found[name] = float((flat["adapter"].argmax(-1) == flat[q].argmax(-1)).double().mean())
     return found
 
 
@@ -217,7 +213,7 @@ def next_facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("same likeliest token", f"{100 * of['same_top']:.1f} %; base and first {100 * of['same_top_base']:.1f} %"),
         (
             "mean KL, nats",
-            f"first ‖ second {of['kl']:.3f}; first ‖ base {of['kl_base']:.3f}; second ‖ base {of['kl_other_base']:.3f}",
+            f"first ‖ second {of['kl']:.3f}, first ‖ base {of['kl_base']:.3f}, second ‖ base {of['kl_other_base']:.3f}",
         ),
     ]
 
