@@ -6,8 +6,8 @@ Must not know: tasks, the command line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from .frozen import frozen_plan
 from .gates import Gates
 from .groups import check_factors, with_factors
 from .loss import ResponseLoss
+from .measure import EditLog, counted, counted_of
 from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
@@ -57,6 +58,8 @@ class ReftTrainer(ProcessTrainer):
     - `shared`: a store of such prefixes that several adapters on the same base have in common.
     - Checkpoints end with a mark that lists their files; what is not whole is not resumed from.
     - `packing=True`: the rows of a batch are laid end to end in one row, without padding.
+    - Every logged loss has beside it `edit_ratio`, the mean of ‖edit‖ / ‖state‖ over the tokens edited in that step,
+      `edit_top_layer`, the layer that has the largest part of their sum, and `edit_top_share`, this part.
     - `lr_groups={"b": 10}`: the tensors of that name, or a module trained beside the interventions, have ten times the
       learning rate (`parameter_groups` makes the same groups for other trainers).
     - `gates=Gates(model)`: which layers and groups of positions are needed is learnt along the way.
@@ -113,6 +116,7 @@ class ReftTrainer(ProcessTrainer):
         self._loss: ResponseLoss | bool | None = None
         self._frozen: FrozenPrefix | None = None
         self._reuse_is_due = False
+        self._edits = EditLog()
         super().__init__(
             model=model,
             args=args,
@@ -207,7 +211,8 @@ class ReftTrainer(ProcessTrainer):
             loss = self._short_loss(model, inputs, num_items_in_batch)
             if loss is not None:
                 return loss
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self._measuring(lambda: counted_of(inputs)):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -221,7 +226,14 @@ class ReftTrainer(ProcessTrainer):
                 return loss.detach(), None, None
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            over_processes: Any = self.accelerator.reduce
+            logs |= self._edits.values(self.state, lambda totals: over_processes(totals, "sum"))
+        super().log(logs, *args, **kwargs)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._edits.epoch_steps = kwargs.get("num_update_steps_per_epoch")
         if self.state.global_step >= self.state.max_steps:
             # resumed from the end of a run: Trainer would look for that after one step more, unless an epoch ends here
             self.control.should_training_stop = True
@@ -275,7 +287,7 @@ class ReftTrainer(ProcessTrainer):
         packed = packed_batch(inputs) if rows is None else None
         if rows is None and packed is None:
             return None
-        total = self._loss(model, packed) if packed is not None else self._sum_of(model, rows or [])
+        total = self._sum_of(model, rows or []) if packed is None else self._loss_of(self._loss, model, packed)
         if not self.model_accepts_loss_kwargs or items is None:
             count = len(packed.targets) if packed is not None else sum(row.labelled for row in rows or [])
             return total / count
@@ -289,7 +301,14 @@ class ReftTrainer(ProcessTrainer):
         loss = self._loss
         assert isinstance(loss, ResponseLoss)
         with self._shared_bases():
-            return torch.stack([loss(model, batch) for _, batch in self.batches(rows)]).sum()
+            return torch.stack([self._loss_of(loss, model, batch) for _, batch in self.batches(rows)]).sum()
+
+    def _loss_of(self, loss: ResponseLoss, model: nn.Module, batch: Batch) -> Tensor:
+        with self._measuring(lambda: counted(batch)):
+            return loss(model, batch)
+
+    def _measuring(self, kept: Callable[[], Tensor | None]) -> AbstractContextManager[None]:
+        return self._edits.measuring(self._inner(), self.args, self.state, kept)
 
     def batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], Batch]]:
         """The rows in parts of similar length, each as a batch to call the model with before the next one is taken."""
