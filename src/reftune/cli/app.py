@@ -35,6 +35,7 @@ from . import (
     steer,
     train,
     transfer,
+    trl,
 )
 from .output import load_package
 
@@ -91,13 +92,14 @@ app.command("transfer", cls=Verb)(transfer.transfer)
 app.command("show")(show.show)
 app.add_typer(convert.app, name="convert")
 app.add_typer(export.app, name="export")
-# all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb
+# all that is not known here goes on to the server, the harness, TRL; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
 }
 app.command("serve", **PASSING)(serve.serve)
 app.command("lm-eval", cls=Verb, **PASSING)(lm_eval.lm_eval)
+app.command("trl", **PASSING)(trl.trl)
 
 
 def run() -> None:
