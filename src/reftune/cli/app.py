@@ -24,6 +24,7 @@ from . import (
     explain,
     export,
     generate,
+    init,
     judge,
     lm_eval,
     memorise,
@@ -36,6 +37,7 @@ from . import (
     train,
     transfer,
     trl,
+    with_reft,
 )
 from .output import load_package
 
@@ -90,6 +92,7 @@ app.command("steer", cls=Verb)(steer.steer)
 app.command("transfer", cls=Verb)(transfer.transfer)
 # loads the package where it must
 app.command("show")(show.show)
+app.command("init")(init.init)
 app.add_typer(convert.app, name="convert")
 app.add_typer(export.app, name="export")
 # all that is not known here goes on to the server, the harness, TRL; the server's arguments are looked at in its verb
@@ -100,6 +103,7 @@ PASSING: dict[str, Any] = {
 app.command("serve", **PASSING)(serve.serve)
 app.command("lm-eval", cls=Verb, **PASSING)(lm_eval.lm_eval)
 app.command("trl", **PASSING)(trl.trl)
+app.command("with", **PASSING)(with_reft.with_reft)
 
 
 def run() -> None:

@@ -6,7 +6,6 @@ Must not know: whose configuration it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -16,7 +15,7 @@ from ..config import ReftConfig
 from ..errors import ReftuneError
 from ..training.run import keys_and_values, refuse_unknown
 
-__all__ = ["FIELDS", "reft_config"]
+__all__ = ["FIELDS", "read_block", "reft_config"]
 
 # what PEFT and the program itself fill in
 FIELDS = {f.name for f in fields(ReftConfig)} - {f.name for f in fields(PeftConfig)}
@@ -28,19 +27,26 @@ def reft_config(block: Any, *, task: str | None = "CAUSAL_LM") -> ReftConfig:
     Raises:
         ReftuneError: it is something else, has unknown fields, or a value that is not valid.
     """
+    values = read_block(block)
+    refuse_unknown("reft", values, FIELDS)
+    try:
+        return ReftConfig(task_type=task, **values)
+    except ValueError as error:
+        raise ReftuneError(f"reft: {error}") from error
+
+
+def read_block(block: Any) -> dict[str, Any]:
+    """The values that are given, from a mapping or a JSON text.
+
+    Raises:
+        ReftuneError: it is something else.
+    """
     if isinstance(block, str):
         try:
             block = json.loads(block)
         except ValueError as error:
             example = '{"r": 4, "positions": "f7+l7"}'
             raise ReftuneError(f"reft={block!r} cannot be read ({error}); it is JSON such as '{example}'") from error
-    if block is None:
-        block = {}
-    if isinstance(block, Mapping):
-        # programs that make objects of their configuration fill in what was not given
-        block = {name: value for name, value in block.items() if value is not None}
-    refuse_unknown("reft", block, FIELDS)
-    try:
-        return ReftConfig(task_type=task, **keys_and_values("reft", block))
-    except ValueError as error:
-        raise ReftuneError(f"reft: {error}") from error
+    # programs that make objects of their configuration fill in None for what was not given
+    found = keys_and_values("reft", {} if block is None else block)
+    return {name: value for name, value in found.items() if value is not None}

@@ -18,6 +18,7 @@ from dataclasses import fields
 from itertools import islice
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from ..card import tell
@@ -44,24 +45,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     name = words.pop(0) if words else ""
-    if name not in TRAINERS:
-        raise ReftuneError(f"{name!r} is no script; use one of {', '.join(TRAINERS)}, then its arguments")
-    try:
-        script = importlib.import_module(f"trl.scripts.{name}")
-    except ModuleNotFoundError as error:
-        raise MissingExtraError("trl", extra="trl") from error
-    parser = script.make_parser(prog=f"reftune trl {name}")
-    parser.add_argument("--reft", default=None, help="Fields of ReftConfig: a block of the file, or JSON.")
-    with _told_of_files():
-        *own, more = parser.parse_args_and_config(words, fail_with_unknown_args=True)
-    config = reft_config(more.reft)
-    refuse(name, own)
+    own, config = parsed(name, words)
+    refuse(own)
     model = own[2]
     model.model_name_or_path = resolve_model(model.model_name_or_path)
     if config.has_texts:
         config.resolve_texts(load_tokenizer(model.model_name_or_path))
     with _adapted(TRAINERS[name], config, own[0].dataset_name):
-        script.main(*own)
+        script_of(name).main(*own)
+
+
+def script_of(name: str) -> Any:
+    """TRL's module.
+
+    Raises:
+        ReftuneError: there is none of this name, or TRL is not installed.
+    """
+    if name not in TRAINERS:
+        raise ReftuneError(f"{name!r} is no script; use one of {', '.join(TRAINERS)}, then its arguments")
+    try:
+        return importlib.import_module(f"trl.scripts.{name}")
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("trl", extra="trl") from error
+
+
+def parsed(name: str, words: Sequence[str]) -> tuple[tuple[Any, ...], ReftConfig]:
+    """Arguments of the script, of the trainer, of the model and of the data; and the block `reft`.
+
+    Raises:
+        ReftuneError: no such script, or a value that cannot be read.
+    """
+    parser = script_of(name).make_parser(prog=f"reftune trl {name}")
+    parser.add_argument("--reft", default=None, help="Fields of ReftConfig: a block of the file, or JSON.")
+    if not torch.cuda.is_available() and not torch.backends.mps.is_available():
+        # what is asked for wins; without it TRL's own choice of bfloat16 is refused where there is no accelerator
+        parser.set_defaults(use_cpu=True)
+    with _told_of_files():
+        *own, more = parser.parse_args_and_config(words, fail_with_unknown_args=True)
+    return tuple(own), reft_config(more.reft)
 
 
 @contextmanager
@@ -75,7 +96,7 @@ def _told_of_files() -> Iterator[None]:
         raise ReftuneError(f"the file of --config is not YAML: {error}") from error
 
 
-def refuse(name: str, own: Sequence[Any]) -> None:
+def refuse(own: Sequence[Any]) -> None:
     """What cannot be had with ReFT; `own` are the script's, the trainer's and the model's arguments.
 
     Raises:
