@@ -19,9 +19,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
 
-from ..card import tell
 from ..config import ReftConfig
 from ..data import PromptStyle
 from ..data.kinds import is_conversation
@@ -29,6 +27,7 @@ from ..data.turns import split_record
 from ..errors import DataError, MissingExtraError, ReftuneError
 from ..models import load_tokenizer, resolve_model
 from .block import reft_config
+from .told import CardCallback, keep_card
 
 __all__ = ["TRAINERS", "main"]
 
@@ -135,9 +134,8 @@ def _adapted(trainer: str, config: ReftConfig, data: str | None) -> Iterator[Non
             if "messages" not in names_of(given["train_dataset"]):
                 settings.assistant_only_loss = False
         config.prompt_style = style_of(given["train_dataset"])
-        found = real(**given, callbacks=[_Card(given["train_dataset"], data)])
-        # reftune's card, which says how the adapter is loaded, is the one that stays
-        found.create_model_card = lambda *_, **__: None
+        found = real(**given, callbacks=[CardCallback(given["train_dataset"], data)])
+        keep_card(found)
         return found
 
     setattr(trl, trainer, made)
@@ -197,16 +195,6 @@ def _record(row: Mapping[str, Any]) -> dict[str, Any]:
     if prompt is None and is_conversation(row.get("chosen")):
         prompt = row["chosen"][:-1]
     return {"prompt": prompt}
-
-
-class _Card(TrainerCallback):
-    """Tells the model card how the adapter was trained."""
-
-    def __init__(self, rows: Any, data: str | None) -> None:
-        self.rows, self.data = rows, data
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        tell(kwargs["model"], args, state, rows=self.rows, data=self.data)
 
 
 if __name__ == "__main__":
