@@ -19,6 +19,6 @@ def put(monkeypatch: pytest.MonkeyPatch, name: str, **members: Any) -> None:
         part = ".".join(parts[:i])
         if part not in sys.modules or i == len(parts):
             module = ModuleType(part)
-            module.__path__ = []  # type: ignore[attr-defined]
+            module.__path__ = []
             monkeypatch.setitem(sys.modules, part, module)
     vars(sys.modules[name]).update(members)

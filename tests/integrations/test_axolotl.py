@@ -61,7 +61,7 @@ def test_it_is_registered_as_axolotl_asks(ours: Any) -> None:
 
     whole = type("Input", (Whole, arguments), {})
     assert whole(**cfg()).reft == {"r": 2, "positions": "f1+l2"}
-    assert whole(adapter="lora", load_in_8bit=True).reft is None
+    assert whole(**{"adapter": "lora", "load_in_8bit": True}).reft is None
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from . import (
     lm_eval,
     memorise,
     merge,
+    plugin,
     search,
     serve,
     show,
@@ -93,6 +94,7 @@ app.command("transfer", cls=Verb)(transfer.transfer)
 # loads the package where it must
 app.command("show")(show.show)
 app.command("init")(init.init)
+app.command("plugin")(plugin.plugin)
 app.add_typer(convert.app, name="convert")
 app.add_typer(export.app, name="export")
 # all that is not known here goes on to the server, the harness, TRL; the server's arguments are looked at in its verb

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from importlib.util import find_spec
-from pathlib import Path
 
 import typer
 
 from ..errors import ReftuneError
+from .plugin import module_file
 
 __all__ = ["with_reft"]
 
@@ -42,8 +41,6 @@ with_reft.__doc__ = EXAMPLE
 
 def environment() -> dict[str, str]:
     """That of this process, with the folder first in which Python finds what to run as it starts."""
-    spec = find_spec("reftune.integrations")
-    assert spec is not None and spec.submodule_search_locations
-    startup = Path(next(iter(spec.submodule_search_locations))) / "startup"
+    startup = module_file("startup").with_suffix("")
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(startup), *([before] if before else [])])}
