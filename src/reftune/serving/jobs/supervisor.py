@@ -48,7 +48,7 @@ MOST_DEATHS = 5
 # Seconds for a process to leave its checkpoint.
 PATIENCE = 30.0
 LOG_TAIL = 2000
-METRICS = ("step", "epoch", "train_loss", "valid_loss", "learning_rate", "tokens", "elapsed")
+METRICS: tuple[str, ...] = ("step", "epoch", "train_loss", "valid_loss", "learning_rate", "tokens", "elapsed")
 
 
 class Host(Protocol):
