@@ -122,6 +122,9 @@ class Supervisor:
                 return False
         self._lock, self.holds = lock, True
         self._tidy()
+        for job in self.store.unfinished():
+            # whatever killed it may be over
+            self.store.note(job.id, deaths=0, died_at=-1)
         for job in self.store.of_status("succeeded"):
             if job.served:
                 self._load(job)
