@@ -25,6 +25,7 @@ from . import (
     export,
     generate,
     init,
+    jobs,
     judge,
     lm_eval,
     memorise,
@@ -99,6 +100,7 @@ app.command("init")(init.init)
 app.command("plugin")(plugin.plugin)
 app.add_typer(convert.app, name="convert")
 app.add_typer(export.app, name="export")
+app.add_typer(jobs.app, name="jobs")
 # all that is not known here goes on to the server, the harness, TRL; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,

@@ -17,6 +17,8 @@ from fastapi.responses import JSONResponse
 
 from ...data.style import PromptStyle
 from ..adapters import read_adapter
+from ..jobs.routes import jobs_router
+from ..jobs.service import Jobs
 from ..modules import allowed_path, check_name
 from ..page import attach_page
 from ..prompts import Prompt, PromptReader, style_of
@@ -60,6 +62,8 @@ class Service:
     draining: Any = bool
     """Whether the server is about to end."""
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
+    jobs: Jobs | None = None
+    """What trains, where it is asked for."""
 
     def adapter_of(self, model: str) -> str | None:
         """None for the base model.
@@ -78,6 +82,12 @@ class Service:
         entry = self.engine.bank.find(model)
         return None if entry is None else entry.card.style
 
+    def stop(self, *, abort: bool = False) -> None:
+        """Finish what runs, or with `abort` break it off; jobs go on when there is a server again."""
+        if self.jobs is not None:
+            self.jobs.stop()
+        self.engine.stop(abort=abort)
+
     def token_text(self, token: int) -> str:
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
@@ -87,6 +97,9 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(title="reftune", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
     app.include_router(router)
+    if service.jobs is not None:
+        jobs = service.jobs
+        app.include_router(jobs_router(lambda: jobs))
     install_handlers(app)
     if service.settings.ui:
         key = service.settings.api_key
