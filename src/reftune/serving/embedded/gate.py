@@ -58,7 +58,7 @@ class Gate:
         on_done: Callable[[str, int, float], None],
         page: str | None = None,
     ) -> None:
-        """`page`: below this path, others ask for the key."""
+        """`page`: below this path, nobody is asked for the key."""
         self.app = app
         self.key = None if api_key is None else api_key.encode()
         self.max_body_bytes = max_body_bytes
@@ -162,7 +162,6 @@ class Gate:
             raise _stopping()
 
     def _is_answered_to_the_end(self, scope: Any) -> bool:
-        # the page tells what was asked before; what it asks from now on is refused as all else
         return scope["path"] in ANSWERED_TO_THE_END or self._is_page(scope)
 
     def _is_page(self, scope: Any) -> bool:

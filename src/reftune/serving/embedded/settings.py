@@ -61,7 +61,7 @@ class ServeSettings:
     max_adapters: int = 512
     max_adapter_bytes: int = WEIGHTS_LIMIT
     ui: bool = False
-    """Whether there is a chat page, at /ui."""
+    """Whether there is a page, at /ui."""
     log_level: str = "info"
 
     def __post_init__(self) -> None:
