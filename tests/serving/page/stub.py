@@ -41,6 +41,8 @@ class Stub:
         self.adapters: dict[str, dict[str, Any]] = {}
         self.failure: str | None = None
         """What the next job fails with."""
+        self.pace = 1
+        """By how many steps a job goes on when it is asked for."""
         self.holds = False
         """Answers wait, and jobs stay where they are."""
         self.serve("emoji", job=None)
@@ -187,7 +189,8 @@ def add_jobs(app: FastAPI, stub: Stub) -> None:
 
     @app.get("/v1/fine_tuning/jobs/{name}")
     async def job(name: str) -> Any:
-        stub.go_on(stub.jobs[name])
+        for _ in range(stub.pace):
+            stub.go_on(stub.jobs[name])
         return stub.jobs[name]
 
     @app.get("/v1/fine_tuning/jobs/{name}/events")

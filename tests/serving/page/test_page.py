@@ -1,30 +1,28 @@
-"""The chat page without a browser: marks, what the page asks, who is let in, and what it needs."""
+"""The page without a browser: its files, marks, and what both servers tell it."""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import base64
-import importlib.util
 import json
-from collections.abc import AsyncIterator, Iterator
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from typer.testing import CliRunner
 
 from reftune.cli.app import app
-from reftune.errors import MissingExtraError, ReftuneError
+from reftune.errors import ReftuneError
+from reftune.serving.cards import AdapterCard
 from reftune.serving.embedded import ServeSettings
 from reftune.serving.page import attach_page
-from reftune.serving.page.asks import Question, Server, Unanswered, side_by_side
-from reftune.serving.page.gate import PageGate
 from reftune.serving.page.marks import marked_tokens, summary, token_text
+from reftune.serving.page.routes import page_files
 from reftune.serving.vllm.adapters import Reader
 from reftune.serving.vllm.launch import add_arguments, allow_page
 from reftune.serving.vllm.options import Options
@@ -93,142 +91,59 @@ def test_tokens_as_they_read() -> None:
     assert [token_text(token) for token in ("▁cats", "<|im_start|>", "日", "")] == [" cats", "<|im_start|>", "日", ""]
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
+# --- what the page adds to a server ----------------------------------------------------------------------------------
 
 
-async def pieces(*texts: str, error: str | None = None) -> AsyncIterator[str]:
-    for text in texts:
-        await asyncio.sleep(0)
-        yield text
-    if error is not None:
-        raise Unanswered(error)
+@pytest.fixture(scope="module")
+def client() -> TestClient:
+    app = FastAPI()
+    card = AdapterCard("d", (((0, "f1+l1", "group"),),), ((0, 1),), ())
+    attach_page(app, cards=lambda _: {"mine": card})
+    return TestClient(app, root_path="/prefix")
 
 
-def test_two_answers_grow_side_by_side() -> None:
-    async def run() -> list[list[str]]:
-        return [texts async for texts in side_by_side([pieces("a", "b", "c"), pieces("x", error="it is full")])]
-
-    found = asyncio.run(run())
-    assert found[-1] == ["abc", "x[it is full]"]
-    # neither waits for the other
-    assert ["a", "x[it is full]"] in found
-
-
-def test_who_stops_listening_ends_the_answers() -> None:
-    ended: list[str] = []
-
-    async def endless(name: str) -> AsyncIterator[str]:
-        try:
-            while True:
-                await asyncio.sleep(0)
-                yield "."
-        finally:
-            ended.append(name)
-
-    async def run() -> None:
-        both = side_by_side([endless("base"), endless("adapter")])
-        await anext(both)
-        await both.aclose()
-        assert sorted(ended) == ["adapter", "base"]
-
-    asyncio.run(run())
+def test_the_files_say_that_nothing_comes_from_elsewhere(client: TestClient) -> None:
+    for name in page_files():
+        reply = client.get(f"/ui/{name}")
+        assert reply.status_code == 200 and reply.headers["x-content-type-options"] == "nosniff", name
+        policy = reply.headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+        again = client.get(f"/ui/{name}", headers={"if-none-match": reply.headers["etag"]})
+        assert again.status_code == 304 and not again.content
+        if name.endswith((".html", ".css", ".js")):
+            # addresses as in namespaces of XML are never loaded
+            addresses = re.findall(r"https?://[\w./]+", reply.text)
+            assert set(addresses) <= {"http://www.w3.org/2000/svg"}, (name, addresses)
 
 
-def test_a_mistake_of_ours_is_not_passed_over() -> None:
-    async def broken() -> AsyncIterator[str]:
-        yield "a"
-        raise KeyError("choices")
-
-    async def run() -> None:
-        async for _ in side_by_side([broken()]):
-            pass
-
-    with pytest.raises(KeyError):
-        asyncio.run(run())
+def test_markup_is_never_made_of_texts() -> None:
+    """The browser refuses it as well, by the header; a page that tried would break there."""
+    for name, file in page_files().items():
+        for word in (b"innerHTML", b"outerHTML", b"insertAdjacentHTML", b"document.write", b"eval(", b"style="):
+            assert word not in file.content, name
 
 
-def test_a_server_that_is_not_there() -> None:
-    async def run() -> None:
-        async with Server("http://127.0.0.1:9", key=None) as server:
-            with pytest.raises(Unanswered, match="did not answer"):
-                await server.base()
-            with pytest.raises(Unanswered, match="did not answer"):
-                await anext(server.answer("m", Question("w1", True, 1, 0.0)))
-
-    asyncio.run(run())
-
-
-# --- who is let in ----------------------------------------------------------------------------------------------------
+def test_the_door_is_right_behind_a_prefix(client: TestClient) -> None:
+    reply = client.get("/ui", follow_redirects=False)
+    # from /prefix/ui that is /prefix/ui/
+    assert reply.status_code == 307 and reply.headers["location"] == "ui/"
+    assert client.get("/ui/").text.startswith("<!doctype html>")
+    assert client.head("/ui/").status_code == 200
+    for path in ("/ui/routes.py", "/ui/..%2froutes.py", "/ui/static/app.js", "/ui/none"):
+        assert client.get(path).status_code == 404, path
 
 
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "http.response.start", "status": 200, "headers": []})
-    await send({"type": "http.response.body", "body": b"inside"})
-
-
-def ask(method: str, path: str, *, keys: tuple[str, ...] = (), root: str = "", **options: Any) -> httpx.Response:
-    async def run() -> httpx.Response:
-        transport = httpx.ASGITransport(PageGate(echo, path="/ui", keys=keys), root_path=root)
-        async with httpx.AsyncClient(transport=transport, base_url="http://page") as client:
-            return await client.request(method, path, **options)
-
-    return asyncio.run(run())
-
-
-def test_only_what_the_page_needs_is_there() -> None:
-    here = ["/ui", "/ui/", "/ui/assets/x.js", "/ui/theme.css", "/ui/gradio_api/queue/data?session_hash=1"]
-    gone = ["gradio_api/file=x", "gradio_api/proxy=x", "monitoring", "monitoring/summary", "gradio_api/upload_progress"]
-    gone += ["gradio_api/call/x", "gradio_api/dev/reload", "gradio_api/vibe-code", "login", "gradio_api/heartbeat/x"]
-    for path in here:
-        assert ask("GET", path).status_code == 200, path
-    for path in gone:
-        assert ask("GET", f"/ui/{path}").status_code == 404, path
-    assert ask("POST", "/ui/gradio_api/queue/join").status_code == 200
-    for path in ("gradio_api/upload", "gradio_api/run/x", "gradio_api/component_server", "login"):
-        assert ask("POST", f"/ui/{path}").status_code == 404, path
-    assert ask("DELETE", "/ui/").status_code == 404
-
-
-def test_other_routes_are_left_alone() -> None:
-    for path in ("/", "/v1/models", "/uix", "/v1/ui"):
-        reply = ask("POST", path, keys=("secret",))
-        assert reply.status_code == 200 and "content-security-policy" not in reply.headers
-    assert "default-src 'self'" in ask("GET", "/ui").headers["content-security-policy"]
-
-
-def test_the_key_is_the_password() -> None:
-    keys = ("schlüssel", "other")
-    refused = ask("GET", "/ui/", keys=keys)
-    assert refused.status_code == 401 and refused.headers["www-authenticate"].startswith("Basic ")
-    for key in keys:
-        assert ask("GET", "/ui/", keys=keys, auth=("anybody", key)).status_code == 200
-    encoded = base64.b64encode("a:schlüssel".encode()).decode()
-    wrong = [f"Bearer {encoded}", "Bearer schlüssel", "Basic", "Basic !", "Basic schlüssel", "Basic YQ=="]
-    wrong += [f"Basic {base64.b64encode(text.encode()).decode()}" for text in ("", ":", "schlüssel", "a:schlüsse")]
-    for header in wrong:
-        for path in ("/ui", "/ui/assets/x.js", "/ui/config"):
-            reply = ask("GET", path, keys=keys, headers={b"authorization": header.encode()})
-            assert reply.status_code == 401, header
-    # behind a prefix, too
-    assert ask("GET", "/pre/ui/", keys=keys, root="/pre").status_code == 401
-
-
-def test_another_site_cannot_ask_in_a_persons_name() -> None:
-    path = "/ui/gradio_api/queue/join"
-    for site, status in (("cross-site", 403), ("same-site", 403), ("same-origin", 200), ("none", 200)):
-        assert ask("POST", path, headers={"sec-fetch-site": site}).status_code == status
-    assert ask("GET", "/ui", headers={"sec-fetch-site": "cross-site"}).status_code == 200
-
-
-def test_there_is_no_websocket() -> None:
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    gate = PageGate(echo, path="/ui", keys=())
-    asyncio.run(gate({"type": "websocket", "path": "/ui/queue/join", "headers": []}, None, send))
-    assert sent == [{"type": "websocket.close", "code": 1008}]
+def test_the_marks_of_a_prompt(client: TestClient) -> None:
+    body = {"model": "mine", "tokens": [5, 6, 7], "token_strs": ["▁a", "Ġb", "c"]}
+    found = client.post("/v1/reft/marks", json=body).json()
+    one, two = "f1+l1 (Φ 1 of 2), layers 0–1", "f1+l1 (Φ 2 of 2), layers 0–1"
+    assert found["marks"] == [one, two]
+    assert found["summary"] == "2 of 3 prompt tokens are edited, and none of the answer"
+    assert [(token["text"], token["mark"]) for token in found["tokens"]] == [(" a", 0), (" b", None), ("c", 1)]
+    # a model that is no ReFT adapter edits nothing
+    base = client.post("/v1/reft/marks", json={**body, "model": "base"}).json()
+    assert [token["mark"] for token in base["tokens"]] == [None] * 3 and base["summary"] is None
+    assert client.post("/v1/reft/marks", json={**body, "tokens": "x"}).status_code == 422
 
 
 # --- what the embedded server says ------------------------------------------------------------------------------------
@@ -246,44 +161,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def url(folders: dict[str, Path]) -> Iterator[str]:
     with serving(folders["base"], {name: path for name, path in folders.items() if name != "base"}) as running:
         yield running.url
-
-
-def test_a_stream_whose_client_leaves_is_not_broken_off_but_looks_for_itself() -> None:
-    """Broken off while a piece is being sent, Gradio's stream would not end what it asked for."""
-    seen: list[str] = []
-    sending = asyncio.Event()
-
-    async def streaming(scope: Any, receive: Any, send: Any) -> None:
-        request = Request(scope, receive)
-
-        async def pieces() -> AsyncIterator[str]:
-            try:
-                while not await request.is_disconnected():
-                    yield "a piece"
-            except BaseException:
-                seen.append("broken off")
-                raise
-            seen.append("ended")
-
-        await StreamingResponse(pieces())(scope, receive, send)
-
-    messages = iter([{"type": "http.request"}])
-
-    async def receive() -> Any:
-        if (first := next(messages, None)) is not None:
-            return first
-        await sending.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(message: Any) -> None:
-        if message["type"] == "http.response.body":
-            sending.set()
-            await asyncio.sleep(0.05)
-
-    scope = {"type": "http", "method": "GET", "path": "/ui/gradio_api/queue/data", "headers": []}
-    gate = PageGate(streaming, path="/ui", keys=())
-    asyncio.run(gate({**scope, "asgi": {"version": "3.0", "spec_version": "2.3"}}, receive, send))
-    assert seen == ["ended"]
 
 
 def test_adapters_are_told_with_what_they_edit(url: str, folders: dict[str, Path]) -> None:
@@ -332,24 +209,12 @@ def test_the_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [given.ui for given in settings] == [False, True]
 
 
-# --- what it needs ----------------------------------------------------------------------------------------------------
-
-
-def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "gradio" else own(name))
-    with pytest.raises(MissingExtraError, match=r"gradio.*reftune\[ui\]"):
-        attach_page(FastAPI())
-
-
-def test_on_vllm_the_page_has_one_process() -> None:
+def test_on_vllm_the_page_needs_a_port() -> None:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     assert not parser.parse_args([]).ui
-    usual: dict[str, Any] = {"api_server_count": None, "headless": False, "uds": None}
-    args = argparse.Namespace(**usual)
-    allow_page(args)
-    assert args.api_server_count == 1
-    for changes, part in (({"api_server_count": 2}, "2"), ({"headless": True}, "headless"), ({"uds": "a"}, "uds")):
+    usual: dict[str, Any] = {"headless": False, "uds": None}
+    allow_page(argparse.Namespace(**usual))
+    for changes, part in (({"headless": True}, "headless"), ({"uds": "a"}, "uds")):
         with pytest.raises(ReftuneError, match=part):
             allow_page(argparse.Namespace(**{**usual, **changes}))

@@ -10,6 +10,7 @@ import { startTrain } from "./train.js";
 
 const TABS = ["chat", "train", "adapters"];
 let base = "";
+let newest = 0;
 
 whenLocked(askForKey);
 startChat();
@@ -21,8 +22,11 @@ refresh();
 
 /** What is served is asked for again. */
 async function refresh() {
+  const mine = ++newest;
   try {
     const [models, adapters] = await Promise.all([ask("GET", "/v1/models"), ask("GET", "/v1/reft_adapters")]);
+    // what was asked for later knows more
+    if (mine !== newest) return;
     base = models.data.find((model) => !model.parent)?.id ?? "";
     const loaded = Object.fromEntries(adapters.data.map((adapter) => [adapter.id, adapter]));
     showModels(base, loaded);
@@ -41,10 +45,10 @@ async function refresh() {
 }
 
 async function chat(name) {
-  await refresh();
   location.hash = "chat";
   showTab();
   chooseAdapter(name);
+  await refresh();
 }
 
 function startTabs() {

@@ -51,10 +51,11 @@ export function showModels(base, adapters) {
   showChoice();
 }
 
+/** One that is loaded, or has been a moment ago. */
 export function chooseAdapter(name) {
   state.adapter = name;
   save();
-  showModels(known.base, known.adapters);
+  showModels(known.base, { [name]: {}, ...known.adapters });
   byId("prompt").focus();
 }
 

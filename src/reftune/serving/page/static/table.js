@@ -139,7 +139,8 @@ export function redraw() {
 }
 
 function showCount() {
-  byId("rows-count").textContent = count(table.rows.filter((row) => !isBlank(row)).length, "row");
+  const many = table.rows.filter((row) => !isBlank(row)).length;
+  byId("rows-count").textContent = many ? count(many, "row") : "";
 }
 
 export function previews() { showPreviews(table.showsTokens ? table.rows.slice(0, shown) : []); }
