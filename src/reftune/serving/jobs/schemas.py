@@ -234,7 +234,7 @@ class JobObject(BaseModel):
 
 
 class EventObject(BaseModel):
-    """`data` of a `metrics` event: step, total_steps, epoch, train_loss, learning_rate, tokens, elapsed, or valid_loss."""
+    """`data`, of metrics: step, total_steps, epoch, train_loss or valid_loss, learning_rate, tokens, elapsed."""
 
     id: str
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
