@@ -60,6 +60,7 @@ def _serve_transformers(arguments: Sequence[str]) -> None:
         )
     load_package()
     from ..serving.embedded import ServeSettings, serve_embedded
+    from ..serving.jobs import fine_tuning_of
     from ..serving.modules import parse_modules
 
     texts = [text for some in given.reft_modules or [] for text in some]
@@ -89,6 +90,7 @@ def _serve_transformers(arguments: Sequence[str]) -> None:
             tuple(modules),
             allow_runtime_loading=given.reft_allow_runtime_loading,
             ui=given.ui,
+            fine_tuning=fine_tuning_of(given),
             allowed_folders=tuple(Path(folder) for folder in given.reft_adapter_folder or []),
             **{name: value for name, value in chosen.items() if value is not None},
         )
@@ -97,6 +99,8 @@ def _serve_transformers(arguments: Sequence[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     """Flags that vLLM has too are called as there."""
+    from ..serving.jobs import add_flags
+
     parser = argparse.ArgumentParser(prog="reftune serve --backend transformers", description="Serve on transformers.")
     add = parser.add_argument
     add("model", help="folder, Hub name or package name of the base model")
@@ -123,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
         help="where adapters may be loaded from at run time; may be repeated",
     )
     add("--ui", action="store_true", help="a page at /ui: chat, train, adapters")
+    add_flags(parser)
     return parser
 
 

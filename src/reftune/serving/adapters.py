@@ -36,7 +36,16 @@ from .limits import check_sizes, cut, plain
 from .pieces import breathe
 from .tensors import parse_tensors
 
-__all__ = ["AdapterError", "AdapterFiles", "check_layers", "check_width", "read_adapter", "read_file", "unit_width"]
+__all__ = [
+    "AdapterError",
+    "AdapterFiles",
+    "check_layers",
+    "check_width",
+    "read_adapter",
+    "read_file",
+    "served_config",
+    "unit_width",
+]
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 CONFIG_LIMIT = 1 << 18
@@ -286,14 +295,27 @@ def _parse_config(folder: Path, content: bytes) -> ReftConfig:
     # the names of the tensors say which modules are edited
     values = {name: value for name, value in values.items() if name not in NAMES}
     try:
+        return served_config(values)
+    except ValueError as error:
+        raise AdapterError(f"{where} is not valid: {plain(str(error))}") from error
+
+
+def served_config(values: dict[str, Any], tokenizer: Any = None) -> ReftConfig:
+    """The configuration of these fields, within the limits of what is served; with ids of `tokenizer` for texts.
+
+    Raises:
+        ValueError: a value is not valid, or larger than is served.
+    """
+    try:
         check_sizes(values)
         if isinstance(values.get("groups"), list) and len(values["groups"]) > GROUPS_LIMIT:
             raise ValueError(f"{len(values['groups'])} groups are more than the {GROUPS_LIMIT} that are served")
         config = ReftConfig(**values)
-        groups = config.resolved_groups()
-        _check_counts(groups)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
-        raise AdapterError(f"{where} is not valid: {plain(str(error))}") from error
+        if tokenizer is not None:
+            config.resolve_texts(tokenizer)
+        _check_counts(config.resolved_groups())
+    except (TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise ValueError(str(error)) from error
     return config
 
 

@@ -17,6 +17,8 @@ from fastapi.responses import JSONResponse
 
 from ...data.style import PromptStyle
 from ..adapters import read_adapter
+from ..jobs.routes import jobs_router
+from ..jobs.service import Jobs
 from ..modules import allowed_path, check_name
 from ..page import attach_page
 from ..prompts import Prompt, PromptReader, style_of
@@ -60,6 +62,8 @@ class Service:
     draining: Any = bool
     """Whether the server is about to end."""
     admission: asyncio.Lock = field(default_factory=asyncio.Lock)
+    jobs: Jobs | None = None
+    """What trains, where it is asked for."""
 
     def adapter_of(self, model: str) -> str | None:
         """None for the base model.
@@ -87,6 +91,8 @@ def make_app(service: Service) -> FastAPI:
     app = FastAPI(title="reftune", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.service = service
     app.include_router(router)
+    if service.jobs is not None:
+        app.include_router(jobs_router(service.jobs))
     install_handlers(app)
     if service.settings.ui:
         attach_page(app, cards=lambda _: {entry.name: entry.card for entry in service.engine.bank})

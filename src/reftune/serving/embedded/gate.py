@@ -12,7 +12,7 @@ import asyncio
 import hmac
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,14 +57,16 @@ class Gate:
         body_timeout: float,
         on_done: Callable[[str, int, float], None],
         page: str | None = None,
+        larger: Mapping[str, int] | None = None,
     ) -> None:
-        """`page`: below this path, nobody is asked for the key."""
+        """`page`: below this path, nobody is asked for the key.  `larger`: paths whose bodies have a limit of their own."""
         self.app = app
         self.key = None if api_key is None else api_key.encode()
         self.max_body_bytes = max_body_bytes
         self.body_timeout = body_timeout
         self.on_done = on_done
         self.page = page
+        self.larger = larger or {}
         self.in_flight = 0
         """Requests whose bodies are there and whose answers are not."""
         self.draining = False
@@ -129,7 +131,8 @@ class Gate:
         try:
             self._check_key(scope)
             self._check_draining(scope)
-            body = await self._read(receive, self._is_answered_to_the_end(scope))
+            limit = self.larger.get(scope["path"], self.max_body_bytes)
+            body = await self._read(receive, limit, self._is_answered_to_the_end(scope))
             self._check_draining(scope)
         except ApiError as error:
             await error.response()(scope, receive, send)
@@ -142,9 +145,9 @@ class Gate:
         finally:
             self.in_flight -= 1
 
-    async def _read(self, receive: Any, to_the_end: bool) -> bytes | None:
+    async def _read(self, receive: Any, limit: int, to_the_end: bool) -> bytes | None:
         """The body, None if the client left."""
-        reading = asyncio.ensure_future(self._body(receive))
+        reading = asyncio.ensure_future(self._body(receive, limit))
         self._reading[reading] = to_the_end
         try:
             done, _ = await asyncio.wait({reading}, timeout=self.body_timeout)
@@ -179,21 +182,21 @@ class Gate:
             headers = {"WWW-Authenticate": "Bearer", "Connection": "close"}
             raise ApiError(401, what, code="invalid_api_key", headers=headers)
 
-    async def _body(self, receive: Any) -> bytes | None:
+    async def _body(self, receive: Any, limit: int) -> bytes | None:
         """The whole body, None if the client left."""
         body, size, more = bytearray(), 0, True
-        while more and size <= self.max_body_bytes + SPARE_BYTES:
+        while more and size <= limit + SPARE_BYTES:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return None
             chunk, more = message.get("body", b""), message.get("more_body", False)
             size += len(chunk)
-            if size <= self.max_body_bytes:
+            if size <= limit:
                 body += chunk
             else:
                 body.clear()
-        if size > self.max_body_bytes:
-            message = f"the request's body is larger than {self.max_body_bytes} bytes"
+        if size > limit:
+            message = f"the request's body is larger than {limit} bytes"
             raise ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
         return bytes(body)
 

@@ -27,6 +27,10 @@ PATHS = frozenset(
         "/v1/models",
         "/v1/reft_adapters",
         "/v1/unload_reft_adapter",
+        "/v1/files",
+        "/v1/fine_tuning/jobs",
+        "/v1/reft/adapters",
+        "/v1/reft/preview",
     }
 )
 

@@ -20,6 +20,7 @@ from ...errors import ReftuneError
 from ...generation import end_tokens
 from ...models import check_model, load_base
 from ..adapters import AdapterFiles, check_layers, check_width, read_adapter
+from ..jobs.routes import FRAME, UPLOADS
 from ..modules import ReftModule, folder_of
 from ..page import PATH
 from ..prompts import PromptReader, context_length, style_of
@@ -27,6 +28,7 @@ from .api import Service, make_app
 from .bank import load_to
 from .engine import Engine, EngineOptions
 from .gate import PATIENCE, Gate
+from .host import jobs_of
 from .metrics import Metrics
 from .settings import ServeSettings
 
@@ -43,6 +45,7 @@ class EmbeddedServer(uvicorn.Server):
 
     def __init__(self, service: Service) -> None:
         settings = service.settings
+        tuning = settings.fine_tuning
         self.service = service
         self.gate = Gate(
             make_app(service),
@@ -51,6 +54,7 @@ class EmbeddedServer(uvicorn.Server):
             body_timeout=settings.request_timeout,
             on_done=service.metrics.request,
             page=PATH if settings.ui else None,
+            larger={} if tuning is None else {UPLOADS: tuning.max_file_bytes + FRAME},
         )
         service.draining = lambda: self.gate.draining
         super().__init__(
@@ -91,6 +95,8 @@ def run(settings: ServeSettings) -> None:
     try:
         server.run()
     finally:
+        if service.jobs is not None:
+            service.jobs.stop()
         service.engine.stop(abort=server.force_exit)
 
 
@@ -131,6 +137,9 @@ def build(settings: ServeSettings) -> Service:
     try:
         for module, (files, style) in zip(settings.modules, found, strict=True):
             engine.load(module.name, files, style=style).result()
+        if settings.fine_tuning is not None:
+            service.jobs = jobs_of(service)
+            service.jobs.start(alone=True)
     except BaseException:
         engine.stop()
         raise

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ...errors import ReftuneError
 from ..adapters import WEIGHTS_LIMIT
+from ..jobs import FineTuning
 from ..modules import ReftModule, check_name
 
 __all__ = ["API_KEY_VARIABLE", "ServeSettings"]
@@ -62,6 +63,8 @@ class ServeSettings:
     max_adapter_bytes: int = WEIGHTS_LIMIT
     ui: bool = False
     """Whether there is a page, at /ui."""
+    fine_tuning: FineTuning | None = None
+    """Whether adapters are trained too, and within what limits."""
     log_level: str = "info"
 
     def __post_init__(self) -> None:

@@ -1,0 +1,102 @@
+"""How rows will be trained on, before anything is: their tokens, where the prompt ends, which tokens are edited.
+
+Must not know: HTTP, the database, models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...config import ReftConfig, resolve_layers
+from ...data import Example, tokenize_record
+from ...data.kinds import check_record, with_usual_names
+from ...data.records import Rows
+from ...errors import DataError, ReftuneError
+from ..pieces import breathe
+from ..plans import Sites, plan_of_tokens
+from .plan import Base
+from .schemas import PreviewRow
+
+__all__ = ["preview_rows", "token_texts"]
+
+# In tokens: bytes of UTF-8.
+LONGEST_CHARACTER = 4
+
+
+def preview_rows(
+    rows: Rows, reft: Mapping[str, Any], base: Base, tokenizer: Any, *, first: int, limit: int, max_length: int
+) -> list[PreviewRow]:
+    """`limit` rows from number `first` on; one that cannot be used says why in its place.
+
+    Raises:
+        ReftuneError: the groups cannot edit together.
+    """
+    sites = _sites(reft, base)
+    found = []
+    for index in range(first, min(first + limit, len(rows))):
+        breathe()
+        number = index + 1 if rows.numbers is None else rows.numbers[index]
+        try:
+            record = with_usual_names(rows.records[index])
+            check_record(record)
+            example = tokenize_record(record, tokenizer, max_length=max_length)
+            found.append(_shown(number, example, sites, tokenizer))
+        except (DataError, TypeError) as error:
+            found.append(PreviewRow(row=number, error=str(error)))
+    return found
+
+
+def _shown(number: int, example: Example, sites: Sites, tokenizer: Any) -> PreviewRow:
+    ids, length = example.input_ids, example.prompt_length
+    edits: list[set[int]] = [set() for _ in ids]
+    for edit in plan_of_tokens(sites, length, 0, len(ids), lambda: ids, example.spans):
+        for i in range(len(ids))[edit.start : edit.stop]:
+            edits[i].update(part.group for part in edit.parts)
+    return PreviewRow(
+        row=number,
+        ids=ids,
+        tokens=token_texts(ids, tokenizer),
+        prompt_length=length,
+        cut=example.prompt_cut,
+        edits=[sorted(groups) for groups in edits],
+    )
+
+
+def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
+    """What each token adds to the text; of a character in several tokens, the last has it and the others nothing."""
+
+    def read(window: Sequence[int]) -> str:
+        return tokenizer.decode(window, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    texts, pending = [], 0
+    for i in range(len(ids)):
+        # behind one that is whole: tokenizers drop the space of a first word
+        known = ids[max(0, pending - 1) : pending]
+        text = read([*known, *ids[pending : i + 1]])[len(read(known)) :]
+        if text.endswith("\ufffd") and i - pending < LONGEST_CHARACTER:
+            texts.append("")
+            continue
+        texts.append(text)
+        pending = i + 1
+    return texts
+
+
+def _sites(reft: Mapping[str, Any], base: Base) -> Sites:
+    """Of each block that is edited, its groups; blocks that have the same ones stand for each other."""
+    groups = ReftConfig(**reft).resolved_groups()
+    layers = [set(resolve_layers(group.layers or "all", base.layers)) for group in groups]
+    # parts of a block that groups edit stand apart, as their positions are counted apart
+    places = {(layer, group.component): None for group, at in zip(groups, layers, strict=True) for layer in sorted(at)}
+    of_places = [
+        tuple(
+            (number, group.positions, group.tie)
+            for number, (group, at) in enumerate(zip(groups, layers, strict=True))
+            if layer in at and group.component == component
+        )
+        for layer, component in places
+    ]
+    found = tuple(dict.fromkeys(of_places))
+    if not found:
+        raise ReftuneError("reft names no layer")
+    return found
