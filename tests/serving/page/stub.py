@@ -179,7 +179,7 @@ def add_jobs(app: FastAPI, stub: Stub) -> None:
             "created_at": int(time.time()), "finished_at": None, "fine_tuned_model": None, "suffix": body.get("suffix"),
             "training_file": body["training_file"], "validation_file": body.get("validation_file"),
             "reft": {"r": 4, "positions": "l1", **(body.get("reft") or {})}, "method": body.get("method"),
-            "progress": {**progress, "tokens": 0, "elapsed": 0.0}, "queue_position": 1, "body": body,
+            "progress": {**progress, "tokens": 0, "elapsed": 0.0}, "queue_position": 0, "body": body,
         }  # fmt: skip
         return stub.jobs[name]
 

@@ -59,7 +59,7 @@ class Gate:
         page: str | None = None,
         larger: Mapping[str, int] | None = None,
     ) -> None:
-        """`page`: below this path, nobody is asked for the key.  `larger`: paths whose bodies have a limit of their own."""
+        """`page`: below it, nobody is asked for the key.  `larger`: paths whose bodies have a limit of their own."""
         self.app = app
         self.key = None if api_key is None else api_key.encode()
         self.max_body_bytes = max_body_bytes

@@ -62,6 +62,8 @@ function startTabs() {
     byId(`tab-${TABS[to % TABS.length]}`).focus();
   });
   addEventListener("hashchange", () => { showTab(); refresh(); });
+  // others may have loaded adapters meanwhile
+  addEventListener("focus", refresh);
   showTab();
 }
 

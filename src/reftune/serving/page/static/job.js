@@ -2,7 +2,7 @@
 
 import { Refused, ask } from "./api.js";
 import { drawCurve, rounded } from "./curve.js";
-import { byId, confirmButton, duration, h } from "./dom.js";
+import { byId, confirmButton, count, duration, h } from "./dom.js";
 
 const PAUSE = 700;
 const HIDDEN_PAUSE = 5000;
@@ -122,10 +122,11 @@ function curve() {
 
 function steps(job) {
   const { step, total_steps: total, elapsed, train_loss: loss } = job.progress ?? {};
-  if (job.status === "queued") return job.queue_position > 1 ? `${job.queue_position - 1} before it in the queue` : "begins soon";
-  if (!step) return "";
+  if (job.status === "queued") return job.queue_position ? `${count(job.queue_position, "job")} before it in the queue` : "begins soon";
+  if (!step) return job.status === "running" ? "the model is being loaded" : "";
   const parts = [`step ${step}${total ? ` of ${total}` : ""}`];
-  if (job.status === "running" && total && elapsed) parts.push(`about ${duration((elapsed / step) * (total - step))} left`);
+  if (job.status === "running" && step === total) parts.push("nearly done");
+  else if (job.status === "running" && total && elapsed) parts.push(`about ${duration((elapsed / step) * (total - step))} left`);
   if (job.status === "succeeded" && elapsed) parts.push(`took ${duration(elapsed)}`);
   if (loss !== null && loss !== undefined) parts.push(`loss ${rounded(loss)}`);
   return parts.join(" · ");
