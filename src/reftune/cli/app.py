@@ -24,6 +24,7 @@ from . import (
     explain,
     export,
     generate,
+    jobs,
     judge,
     lm_eval,
     memorise,
@@ -91,6 +92,7 @@ app.command("transfer", cls=Verb)(transfer.transfer)
 app.command("show")(show.show)
 app.add_typer(convert.app, name="convert")
 app.add_typer(export.app, name="export")
+app.add_typer(jobs.app, name="jobs")
 # all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,

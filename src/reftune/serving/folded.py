@@ -9,7 +9,7 @@ Must not know: models, backends.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from .limits import cut
 from .pieces import breathe
 from .plans import Part, Site, Sites, sets_by_length, sites_from_wire
 
-__all__ = ["Affine", "FoldedAdapter", "fold", "fold_adapter", "joined", "phi_of"]
+__all__ = ["Affine", "FoldedAdapter", "check_linear", "fold", "fold_adapter", "joined", "phi_of"]
 
 
 class Affine(NamedTuple):
@@ -135,20 +135,7 @@ def fold_adapter(files: AdapterFiles, *, layers: int, width: int, prefix: str) -
     check_layers(files, layers)
     groups = files.groups
     where = f"the adapter {str(files.path)!r}"
-    for group in groups:
-        if group.component != "block_output":
-            raise AdapterError(f"{where} edits {group.component[:40]}; this server edits outputs of blocks only")
-        if group.act_fn not in (None, "linear"):
-            raise AdapterError(f"{where} has act_fn={group.act_fn!r}; this server takes linear interventions only")
-        if group.rms:
-            raise AdapterError(
-                f"{where} has rms=True, by which an edit is no linear map of h; this server takes linear ones only"
-            )
-        if content_terms([group.spec], "span"):
-            raise AdapterError(
-                f"{where} has positions={cut(group.positions)}, but requests to vLLM cannot mark tokens; use "
-                "transformers, as `reftune serve` and --engine transformers do"
-            )
+    check_linear(groups, where)
     layers_of = [_layers_of(group, layers) for group in groups]
     sites: dict[Site, int] = {}
     of_layers: dict[int, int] = {}
@@ -170,6 +157,28 @@ def fold_adapter(files: AdapterFiles, *, layers: int, width: int, prefix: str) -
             except ValueError as error:
                 raise AdapterError(f"{where}: {path!r}: {error}") from error
     return FoldedAdapter(files.digest, tuple(sites), of_layers, maps)
+
+
+def check_linear(groups: Sequence[ReftGroup], where: str) -> None:
+    """Refuse groups that are no affine maps of blocks' outputs, or whose tokens requests to vLLM cannot say.
+
+    Raises:
+        AdapterError: there is one; the message begins with `where`.
+    """
+    for group in groups:
+        if group.component != "block_output":
+            raise AdapterError(f"{where} edits {group.component[:40]}; this server edits outputs of blocks only")
+        if group.act_fn not in (None, "linear"):
+            raise AdapterError(f"{where} has act_fn={group.act_fn!r}; this server takes linear interventions only")
+        if group.rms:
+            raise AdapterError(
+                f"{where} has rms=True, by which an edit is no linear map of h; this server takes linear ones only"
+            )
+        if content_terms([group.spec], "span"):
+            raise AdapterError(
+                f"{where} has positions={cut(group.positions)}, but requests to vLLM cannot mark tokens; use "
+                "transformers, as `reftune serve` and --engine transformers do"
+            )
 
 
 def _layers_of(group: ReftGroup, count: int) -> frozenset[int]:

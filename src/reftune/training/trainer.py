@@ -15,15 +15,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments
-from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..card import tell
 from ..data import PromptStyle, ReftCollator
 from ..data.style import write_styles
 from ..errors import DataError, ReftuneError
 from ..tuner import call_state, find_root
-from .checkpoints import Room, damage, last_whole, rotate, saving, seal
+from .checkpoints import Room, damage, last_whole
 from .frozen import frozen_plan
 from .groups import check_factors, with_factors
 from .loss import ResponseLoss
@@ -33,6 +31,7 @@ from .reuse import FrozenPrefix
 from .rows import Batch, Row, batch_of, call_tokens, packed_batch, rows_of, split
 from .shared import SharedPrefix
 from .store import remove_folder
+from .whole import WholeCheckpoints
 
 __all__ = ["REUSE", "ReftTrainer"]
 
@@ -42,7 +41,7 @@ COLUMNS = ("prompt_length", "subspaces", "spans")
 REUSE = ("auto", "off")
 
 
-class ReftTrainer(ProcessTrainer):
+class ReftTrainer(WholeCheckpoints, ProcessTrainer):
     """`transformers.Trainer` for a PEFT model with a ReFT adapter: the same losses and gradients, with less work.
 
     - The column `prompt_length` of the data reaches the collator, and the default collator is `ReftCollator`, so that
@@ -203,26 +202,6 @@ class ReftTrainer(ProcessTrainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        run, step, limit = Path(self._get_output_dir(trial=trial)), self.state.global_step, self.args.save_total_limit
-        checkpoint = run / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-        with saving(checkpoint):
-            # else Trainer would remove older ones before this one is known to be whole
-            self.args.save_total_limit = None
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self.args.save_total_limit = limit
-            self.accelerator.wait_for_everyone()
-            if self.args.should_save:
-                if (checkpoint / TRAINING_ARGS_NAME).exists():
-                    # with the limit
-                    torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)
-                if not self.args.save_only_model:
-                    seal(checkpoint)
-        if self.args.should_save:
-            rotate(run, step, limit=limit, best=self.state.best_model_checkpoint)
 
     def _set_signature_columns_if_needed(self) -> None:
         # Trainer drops what forward() does not name; these two are taken off by the model's hooks

@@ -122,7 +122,7 @@ def serving(base: Path, adapters: dict[str, Path], **options: Any) -> Iterator[R
         running.brake.release()
         server.drain("end of test")
         thread.join(PATIENCE)
-        service.engine.stop(abort=True)
+        service.stop(abort=True)
     assert not thread.is_alive()
 
 

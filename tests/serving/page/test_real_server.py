@@ -23,7 +23,7 @@ from tests.training.text_models import PAIRS
 
 pytestmark = pytest.mark.slow
 
-CHOSEN = ("loreft", "two", "red-prompt", "noreft-response", "steer")
+CHOSEN = ("two", "noreft-response", "steer")
 QUESTION = "w5 w9 w12 w3 w30 w31"
 TOKENS = 12
 
@@ -94,8 +94,8 @@ def test_answers_and_marks_are_those_of_the_api(running: Running, visit: Visit, 
 
 
 def test_answers_appear_as_they_are_made(running: Running, visit: Visit) -> None:
-    page = opened(visit, running.url, tokens=150, adapter="loreft")
-    wanted = [told(running, model, tokens=150) for model in (BASE, "loreft")]
+    page = opened(visit, running.url, tokens=150, adapter="two")
+    wanted = [told(running, model, tokens=150) for model in (BASE, "two")]
     running.brake.hold()
     try:
         page.fill("#prompt", QUESTION)

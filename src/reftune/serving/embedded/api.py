@@ -82,6 +82,12 @@ class Service:
         entry = self.engine.bank.find(model)
         return None if entry is None else entry.card.style
 
+    def stop(self, *, abort: bool = False) -> None:
+        """Finish what runs, or with `abort` break it off; jobs go on when there is a server again."""
+        if self.jobs is not None:
+            self.jobs.stop()
+        self.engine.stop(abort=abort)
+
     def token_text(self, token: int) -> str:
         return str(self.tokenizer.decode([token], clean_up_tokenization_spaces=False))
 
@@ -92,7 +98,8 @@ def make_app(service: Service) -> FastAPI:
     app.state.service = service
     app.include_router(router)
     if service.jobs is not None:
-        app.include_router(jobs_router(service.jobs))
+        jobs = service.jobs
+        app.include_router(jobs_router(lambda: jobs))
     install_handlers(app)
     if service.settings.ui:
         attach_page(app, cards=lambda _: {entry.name: entry.card for entry in service.engine.bank})

@@ -10,11 +10,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ...config import ReftConfig
 from ...models import resolve_model
 from ..adapters import read_adapter
 from ..jobs.metrics import JobsCollector
 from ..jobs.plan import Base
 from ..jobs.service import Jobs, Loaded
+from ..plans import Sites
 from ..prompts import style_of
 from .engine import Engine
 
@@ -33,6 +35,9 @@ class EngineHost:
     def __init__(self, engine: Engine, *, limit: int) -> None:
         self.engine = engine
         self.limit = limit
+
+    def check(self, config: ReftConfig, sites: Sites) -> None:
+        """All can be served."""
 
     def load(self, name: str, folder: Path) -> None:
         files = read_adapter(folder, limit=self.limit)

@@ -95,9 +95,7 @@ def run(settings: ServeSettings) -> None:
     try:
         server.run()
     finally:
-        if service.jobs is not None:
-            service.jobs.stop()
-        service.engine.stop(abort=server.force_exit)
+        service.stop(abort=server.force_exit)
 
 
 def build(settings: ServeSettings) -> Service:
@@ -141,7 +139,7 @@ def build(settings: ServeSettings) -> Service:
             service.jobs = jobs_of(service)
             service.jobs.start(alone=True)
     except BaseException:
-        engine.stop()
+        service.stop()
         raise
     return service
 

@@ -18,9 +18,10 @@ from ...config import GROUP_FIELDS, ReftConfig, resolve_layers
 from ...errors import DataError
 from ..adapters import served_config
 from ..cards import FIELDS
+from ..plans import Sites
 from .schemas import Hyperparameters
 
-__all__ = ["REFT_FIELDS", "Base", "groups_told", "hyperparameters_of", "reft_of", "run_values"]
+__all__ = ["REFT_FIELDS", "Base", "groups_told", "hyperparameters_of", "reft_of", "run_values", "sites_of"]
 
 # Of one's own choice: what names modules or files, or switches parts off, is not for requests.
 REFT_FIELDS = (*(n for n in GROUP_FIELDS if n not in ("vector", "subspaces", "active_subspaces")), "groups")
@@ -117,6 +118,23 @@ def groups_told(reft: Mapping[str, Any], base: Base) -> list[dict[str, Any]]:
     for group in told:
         group["layers"] = resolve_layers(group["layers"] or "all", base.layers)
     return told
+
+
+def sites_of(reft: Mapping[str, Any], base: Base) -> Sites:
+    """Of each block that is edited, its groups; blocks that have the same ones stand for each other."""
+    groups = ReftConfig(**reft).resolved_groups()
+    layers = [set(resolve_layers(group.layers or "all", base.layers)) for group in groups]
+    # parts of a block that groups edit stand apart, as their positions are counted apart
+    places = {(layer, group.component): None for group, at in zip(groups, layers, strict=True) for layer in sorted(at)}
+    of_places = [
+        tuple(
+            (number, group.positions, group.tie)
+            for number, (group, at) in enumerate(zip(groups, layers, strict=True))
+            if layer in at and group.component == component
+        )
+        for layer, component in places
+    ]
+    return tuple(dict.fromkeys(of_places))
 
 
 def run_values(spec: Mapping[str, Any], *, files: Path, output: Path) -> dict[str, Any]:

@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ...config import ReftConfig, resolve_layers
 from ...data import Example, tokenize_record
 from ...data.kinds import check_record, with_usual_names
 from ...data.records import Rows
-from ...errors import DataError, ReftuneError
+from ...errors import DataError
 from ..pieces import breathe
 from ..plans import Sites, plan_of_tokens
-from .plan import Base
+from .plan import Base, sites_of
 from .schemas import PreviewRow
 
 __all__ = ["preview_rows", "token_texts"]
@@ -27,12 +26,8 @@ LONGEST_CHARACTER = 4
 def preview_rows(
     rows: Rows, reft: Mapping[str, Any], base: Base, tokenizer: Any, *, first: int, limit: int, max_length: int
 ) -> list[PreviewRow]:
-    """`limit` rows from number `first` on; one that cannot be used says why in its place.
-
-    Raises:
-        ReftuneError: the groups cannot edit together.
-    """
-    sites = _sites(reft, base)
+    """`limit` rows from number `first` on; one that cannot be used says why in its place."""
+    sites = sites_of(reft, base)
     found = []
     for index in range(first, min(first + limit, len(rows))):
         breathe()
@@ -80,23 +75,3 @@ def token_texts(ids: Sequence[int], tokenizer: Any) -> list[str]:
         texts.append(text)
         pending = i + 1
     return texts
-
-
-def _sites(reft: Mapping[str, Any], base: Base) -> Sites:
-    """Of each block that is edited, its groups; blocks that have the same ones stand for each other."""
-    groups = ReftConfig(**reft).resolved_groups()
-    layers = [set(resolve_layers(group.layers or "all", base.layers)) for group in groups]
-    # parts of a block that groups edit stand apart, as their positions are counted apart
-    places = {(layer, group.component): None for group, at in zip(groups, layers, strict=True) for layer in sorted(at)}
-    of_places = [
-        tuple(
-            (number, group.positions, group.tie)
-            for number, (group, at) in enumerate(zip(groups, layers, strict=True))
-            if layer in at and group.component == component
-        )
-        for layer, component in places
-    ]
-    found = tuple(dict.fromkeys(of_places))
-    if not found:
-        raise ReftuneError("reft names no layer")
-    return found

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
@@ -14,6 +15,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from ...errors import ReftuneError
@@ -26,6 +28,8 @@ __all__ = ["UPLOADS", "jobs_router"]
 logger = logging.getLogger("reftune.serving")
 
 UPLOADS = "/v1/files"
+# Of a field; pydantic calls kinds of values "int", "constrained-float", "literal['auto']".
+NAME = re.compile(r"(?!(?:int|float|str|bool)$)[A-Za-z_]+")
 # Of a request around its file.
 FRAME = 1 << 16
 MOST_JOBS, MOST_EVENTS, MOST_FILES = 100, 1000, 10_000
@@ -48,7 +52,9 @@ class Route(APIRoute):
             except ApiError as error:
                 return error.response()
             except RequestValidationError as error:
-                return describe(_by_name(list(error.errors()))).response()
+                return _told(list(error.errors())).response()
+            except HTTPException as error:
+                return ApiError(error.status_code, str(error.detail)).response()
             except ReftuneError as error:
                 return ApiError(400, str(error)).response()
             except Exception:
@@ -58,18 +64,26 @@ class Route(APIRoute):
         return handle
 
 
-def _by_name(problems: list[Any]) -> list[Any]:
-    """By the name of the parameter alone, wherever it stands; what a union might have been is not told part by part."""
+def _told(problems: list[Any]) -> ApiError:
+    """The first problem by the name of its parameter; of a value of several kinds, all that it is not."""
+    found: dict[tuple[Any, ...], list[str]] = {}
     for problem in problems:
-        if problem.get("type") == "extra_forbidden":
-            problem["msg"] = "there is no such parameter"
-        elif problem.get("type") == "json_invalid":
-            problem["msg"] = f"the body is not JSON: {problem.get('ctx', {}).get('error', '')}"
-        problem["loc"] = [part for part in problem["loc"] if part not in ("body", "query")]
-    return problems
+        # after the names of fields come those of the kinds
+        names = [part for part in problem["loc"][1:] if isinstance(part, int) or NAME.fullmatch(part)]
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "there is no such parameter"
+        elif problem["type"] == "json_invalid":
+            names, message = [], f"the body is not JSON: {problem['ctx']['error']}"
+        elif not names:
+            message = f"the body is not an object of parameters, sent as application/json ({message})"
+        found.setdefault(tuple(names), []).append(message)
+    names, messages = next(iter(found.items()))
+    return describe([{"loc": names, "msg": " or ".join(messages)}])
 
 
-def jobs_router(jobs: Jobs) -> APIRouter:
+def jobs_router(jobs: Callable[[], Jobs]) -> APIRouter:
+    """`jobs`: known when requests come, not earlier."""
     router = APIRouter(route_class=Route)
     _add_files(router, jobs)
     _add_jobs(router, jobs)
@@ -77,11 +91,11 @@ def jobs_router(jobs: Jobs) -> APIRouter:
     return router
 
 
-def _add_files(router: APIRouter, jobs: Jobs) -> None:
+def _add_files(router: APIRouter, jobs: Callable[[], Jobs]) -> None:
     @router.post(UPLOADS)
     async def upload(request: Request) -> Any:
-        filename, purpose, content = await _uploaded(request, jobs.settings.max_file_bytes)
-        return await asyncio.to_thread(jobs.upload, filename, purpose, content)
+        filename, purpose, content = await _uploaded(request, jobs().settings.max_file_bytes)
+        return await asyncio.to_thread(jobs().upload, filename, purpose, content)
 
     @router.get(UPLOADS)
     def files(
@@ -90,28 +104,28 @@ def _add_files(router: APIRouter, jobs: Jobs) -> None:
         order: Literal["asc", "desc"] = "desc",
         purpose: str | None = None,
     ) -> Any:
-        return jobs.files(after=after, limit=limit, order=order, purpose=purpose)
+        return jobs().files(after=after, limit=limit, order=order, purpose=purpose)
 
     @router.get(f"{UPLOADS}/{{id}}")
     def file(id: str) -> Any:
-        return jobs.file(id)
+        return jobs().file(id)
 
     @router.get(f"{UPLOADS}/{{id}}/content")
     def content(id: str) -> Response:
-        name, found = jobs.content(id)
+        name, found = jobs().content(id)
         return _attachment(name, found, "application/octet-stream")
 
     @router.delete(f"{UPLOADS}/{{id}}")
     def delete(id: str) -> Any:
-        return jobs.delete_file(id)
+        return jobs().delete_file(id)
 
 
-def _add_jobs(router: APIRouter, jobs: Jobs) -> None:
+def _add_jobs(router: APIRouter, jobs: Callable[[], Jobs]) -> None:
     path = "/v1/fine_tuning/jobs"
 
     @router.post(path)
     def create(body: CreateJob) -> Any:
-        return jobs.create(body)
+        return jobs().create(body)
 
     @router.get(path)
     def all_jobs(request: Request, after: After = None, limit: JobLimit = 20) -> Any:
@@ -120,64 +134,64 @@ def _add_jobs(router: APIRouter, jobs: Jobs) -> None:
             for key, value in request.query_params.items()
             if key.startswith("metadata[") and key.endswith("]")
         }
-        return jobs.jobs(after=after, limit=limit, metadata=metadata)
+        return jobs().jobs(after=after, limit=limit, metadata=metadata)
 
     @router.get(f"{path}/{{id}}")
     def job(id: str) -> Any:
-        return jobs.job(id)
+        return jobs().job(id)
 
     @router.post(f"{path}/{{id}}/cancel")
     def cancel(id: str) -> Any:
-        return jobs.cancel(id)
+        return jobs().cancel(id)
 
     @router.post(f"{path}/{{id}}/pause")
     def pause(id: str) -> Any:
-        return jobs.pause(id)
+        return jobs().pause(id)
 
     @router.post(f"{path}/{{id}}/resume")
     def resume(id: str) -> Any:
-        return jobs.resume(id)
+        return jobs().resume(id)
 
     @router.get(f"{path}/{{id}}/events")
     def events(id: str, after: After = None, limit: EventLimit = 20) -> Any:
-        return jobs.events(id, after=after, limit=limit)
+        return jobs().events(id, after=after, limit=limit)
 
     @router.get(f"{path}/{{id}}/checkpoints")
     def checkpoints(id: str, after: After = None, limit: JobLimit = 10) -> Any:
-        return jobs.checkpoints(id, after=after, limit=limit)
+        return jobs().checkpoints(id, after=after, limit=limit)
 
 
-def _add_ours(router: APIRouter, jobs: Jobs) -> None:
+def _add_ours(router: APIRouter, jobs: Callable[[], Jobs]) -> None:
     path = "/v1/reft/adapters"
 
     @router.post("/v1/reft/preview")
     def preview(body: PreviewRequest) -> Any:
-        return jobs.preview(body)
+        return jobs().preview(body)
 
     @router.get(path)
     def adapters() -> Any:
-        return {"object": "list", "data": jobs.adapters()}
+        return {"object": "list", "data": jobs().adapters()}
 
     @router.get(f"{path}/{{name:path}}/download")
     def download(name: str) -> Response:
-        filename, found = jobs.download(name)
+        filename, found = jobs().download(name)
         return _attachment(filename, found, "application/zip")
 
     @router.get(f"{path}/{{name:path}}")
     def adapter(name: str) -> Any:
-        return jobs.adapter(name)
+        return jobs().adapter(name)
 
     @router.post(f"{path}/{{name:path}}/load")
     def load(name: str) -> Any:
-        return jobs.load(name)
+        return jobs().load(name)
 
     @router.post(f"{path}/{{name:path}}/unload")
     def unload(name: str) -> Any:
-        return jobs.unload(name)
+        return jobs().unload(name)
 
     @router.delete(f"{path}/{{name:path}}")
     def delete(name: str) -> Any:
-        return jobs.delete_adapter(name)
+        return jobs().delete_adapter(name)
 
 
 def _attachment(name: str, content: bytes, kind: str) -> Response:

@@ -15,13 +15,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ...config import ReftConfig
 from ...data.records import Rows
 from ...errors import ReftuneError
 from ...models import load_tokenizer
 from ..cards import AdapterCard
 from ..refusals import ApiError
 from .blobs import Folder, suffix_of
-from .plan import Base, groups_told, reft_of
+from .plan import Base, groups_told, reft_of, sites_of
 from .preview import preview_rows
 from .rows import read_file
 from .schemas import (
@@ -222,7 +223,9 @@ class Jobs:
     def reft(self, given: dict[str, Any] | None) -> dict[str, Any]:
         with self._reading:
             try:
-                return reft_of(given, self.base, self.tokenizer)
+                found = reft_of(given, self.base, self.tokenizer)
+                self.host.check(ReftConfig(**found), sites_of(found, self.base))
+                return found
             except ReftuneError as error:
                 raise ApiError(400, str(error)[:2000], param="reft") from error
 

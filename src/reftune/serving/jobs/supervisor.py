@@ -20,7 +20,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from ...config import ReftConfig
 from ...errors import DataError, ReftuneError
+from ..plans import Sites
 from .blobs import Folder
 from .plan import hyperparameters_of
 from .rows import read_file
@@ -51,6 +53,10 @@ METRICS = ("step", "epoch", "train_loss", "valid_loss", "learning_rate", "tokens
 
 class Host(Protocol):
     """A server's adapters."""
+
+    def check(self, config: ReftConfig, sites: Sites) -> None:
+        """Raises `ReftuneError` if an adapter of this configuration could not be served."""
+        ...
 
     def load(self, name: str, folder: Path) -> None:
         """Serve an adapter.  From any thread; raises `ReftuneError` if it cannot be served."""

@@ -62,7 +62,8 @@ class Reporter(TrainerCallback):
         self.progress: dict[str, Any] = {"elapsed": 0.0, **job.progress}
         self.before = float(self.progress["elapsed"])
         self.began = self.saved = time.monotonic()
-        self.tokens = 0
+        self.tokens = self.first = 0
+        self.evaluated = -1
 
     def on_fill(self, done: int, total: int) -> None:
         self._look()
@@ -97,7 +98,9 @@ class Reporter(TrainerCallback):
             data |= {"train_loss": float(logs["loss"]), "learning_rate": logs.get("learning_rate")}
             self.progress["train_loss"] = data["train_loss"]
             text = f"Step {step}/{total}: training loss={data['train_loss']:.4f}"
-        elif "eval_loss" in logs:
+        elif "eval_loss" in logs and step != self.evaluated:
+            # at the end, it is evaluated once more
+            self.evaluated = step
             data["valid_loss"] = self.progress["valid_loss"] = float(logs["eval_loss"])
             text = f"Step {step}/{total}: validation loss={data['valid_loss']:.4f}"
         else:

@@ -8,6 +8,8 @@ Must not know: workers, weights.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,14 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
 from ...errors import ReftuneError
+from ..jobs.routes import jobs_router
 from ..modules import ReftModule, allowed_path, check_name, parse_modules
 from ..page import attach_page
 from ..prompts import tell_no_style
 from .adapters import Reader
 from .chats import put_prompts
 from .frontend import forget, load_async, reader_of
+from .host import VllmHost, jobs_of
 from .options import check_content_name
 from .registry import Registry
 from .requests import ReftRequest
@@ -56,6 +60,9 @@ class ReftEndpoints:
         router.get("/v1/reft_adapters")(reft_adapters)
         app.include_router(router)
         args = app.state.args
+        if getattr(args, "fine_tuning", None):
+            app.include_router(jobs_router(lambda: app.state.reft_jobs))
+            app.router.lifespan_context = _with_jobs(app.router.lifespan_context)
         if getattr(args, "ui", False):
             attach_page(app, cards=lambda request: request.app.state.openai_serving_models.lora_requests.cards())
 
@@ -69,12 +76,54 @@ class ReftEndpoints:
         models.lora_requests = registry
         put_prompts(state.online_renderer, registry)
         state.reft_lock = asyncio.Lock()
-        if not modules:
+        trains = getattr(args, "fine_tuning", None)
+        if not modules and not trains:
             return
         reader = reader_of(engine_client)
         for module in parse_modules(modules, base_names=[base.name for base in models.base_model_paths]):
             # another API process may have been here first
             await add(engine_client, registry, reader, module, replace=True)
+        if trains:
+            await start_jobs(engine_client, state, args, reader)
+
+
+async def start_jobs(engine: Any, state: Any, args: Any, reader: Reader) -> None:
+    """Serve what was trained earlier, and train on.
+
+    Raises:
+        ReftuneError: the folder cannot be used, or another server has it.
+    """
+    registry = state.openai_serving_models.lora_requests
+
+    async def load(name: str, folder: str) -> None:
+        async with state.reft_lock:
+            await add(engine, registry, reader, ReftModule(name, folder), replace=True)
+
+    async def unload(name: str) -> None:
+        async with state.reft_lock:
+            await remove(engine, registry, name)
+
+    host = VllmHost(registry, reader, load=load, unload=unload)
+    bases = state.openai_serving_models.base_model_paths
+    state.reft_jobs = jobs = jobs_of(args, engine.vllm_config, bases[0].name, host)
+    if jobs is not None:
+        # another API process of this server may have the folder
+        await asyncio.to_thread(jobs.start, alone=args.api_server_count in (None, 1))
+
+
+def _with_jobs(own: Any) -> Any:
+    """The life of the app, at the end of which jobs leave their checkpoints."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with own(app) as state:
+            try:
+                yield state
+            finally:
+                if (jobs := getattr(app.state, "reft_jobs", None)) is not None:
+                    await asyncio.to_thread(jobs.stop)
+
+    return lifespan
 
 
 async def add(engine: Any, registry: Registry, reader: Reader, module: ReftModule, *, replace: bool) -> None:
@@ -116,6 +165,17 @@ async def let_go(engine: Any, registry: Registry, digest: str) -> None:
         await forget(engine, digest)
 
 
+async def remove(engine: Any, registry: Registry, name: str) -> bool:
+    """Take a name away, if there is an adapter of it; whether there was."""
+    with registry.changing():
+        found = registry.cards().get(name)
+        if found is None:
+            return False
+        del registry[name]
+    await let_go(engine, registry, found.digest)
+    return True
+
+
 async def load_reft_adapter(body: LoadReftAdapter, raw: Request) -> JSONResponse:
     """Load an adapter from an allowed folder under a name."""
     state = raw.app.state
@@ -141,12 +201,8 @@ async def unload_reft_adapter(body: UnloadReftAdapter, raw: Request) -> JSONResp
         return refusal
     registry = state.openai_serving_models.lora_requests
     async with state.reft_lock:
-        with registry.changing():
-            found = registry.cards().get(body.reft_name)
-            if found is None:
-                return _error(404, f"there is no ReFT adapter {body.reft_name!r}", "NotFoundError")
-            del registry[body.reft_name]
-        await let_go(state.engine_client, registry, found.digest)
+        if not await remove(state.engine_client, registry, body.reft_name):
+            return _error(404, f"there is no ReFT adapter {body.reft_name!r}", "NotFoundError")
     return JSONResponse({"status": "ok", "name": body.reft_name})
 
 

@@ -16,10 +16,13 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
+import torch
+
 from ...data.style import PromptStyle
 from ...errors import ReftuneError
 from ...models import resolve_model
 from ..adapters import read_adapter
+from ..jobs import FineTuning, add_flags, fine_tuning_of
 from ..modules import folder_of, parse_modules
 from . import problem
 from .adapters import Reader
@@ -87,7 +90,7 @@ def set_options(args: argparse.Namespace) -> None:
         if not isinstance(additional, dict):
             raise ValueError(f"--additional-config {additional!r} is not a table; adapters need one")
         if options_of(additional) is None:
-            if given or args.reft_modules or args.reft_allow_runtime_loading:
+            if given or args.reft_modules or args.reft_allow_runtime_loading or args.fine_tuning:
                 raise ValueError("--additional-config switches ReFT off, but other options ask for adapters")
             return
         args.additional_config = {**additional, KEY: {**additional.get(KEY, {}), **given}}
@@ -111,7 +114,10 @@ def check_adapters(args: argparse.Namespace) -> None:
         check_content_name(module.name)
         if module.name in loras:
             raise ReftuneError(f"the adapter name {module.name!r} is that of a LoRA; give the ReFT adapter another")
-    if not modules and not args.reft_allow_runtime_loading:
+    tuning = fine_tuning_of(args)
+    if tuning is not None:
+        check_share(tuning, args)
+    if not modules and not args.reft_allow_runtime_loading and tuning is None:
         return
     folders = [folder_of(module) for module in modules]
     for folder in folders:
@@ -126,6 +132,22 @@ def check_adapters(args: argparse.Namespace) -> None:
     # those from the Hub by their folders, which every process finds
     named = zip(modules, folders, strict=True)
     args.reft_modules = [json.dumps({"name": module.name, "path": str(folder)}) for module, folder in named]
+
+
+def check_share(tuning: FineTuning, args: argparse.Namespace) -> None:
+    """Refuse a share of the GPU for training that vLLM does not leave.
+
+    Raises:
+        ReftuneError: it takes more than the rest.
+    """
+    if tuning.device == "cpu" or not torch.cuda.is_available():
+        return
+    taken = args.gpu_memory_utilization
+    if tuning.memory is not None and taken + tuning.memory > 1:
+        raise ReftuneError(
+            f"--fine-tuning-memory {tuning.memory} and --gpu-memory-utilization {taken} are more than the GPU has "
+            f"together; give vLLM {1 - tuning.memory:.2f} or less, or train elsewhere by --fine-tuning-device"
+        )
 
 
 def reader_for(args: argparse.Namespace) -> Reader:
@@ -171,6 +193,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--reft-adapter-folder", action="append", metavar="DIR", help="where adapters may be loaded from at run time"
     )
+    add_flags(group)
     group.add_argument("--ui", action="store_true", help="a page at /ui: chat, train, adapters")
 
 
