@@ -100,12 +100,14 @@ def test_answers_appear_as_they_are_made(running: Running, visit: Visit) -> None
     try:
         page.fill("#prompt", QUESTION)
         page.click("#ask")
+        found = [""]
         # the second may have to wait until the first lets it in
         for _ in range(60):
-            if not all(found := answers(page)):
+            if not all(found):
                 running.brake.wait_until_held()
                 running.brake.step()
                 page.wait_for_timeout(30)
+                found = answers(page)
         assert all(found)
         for text, whole in zip(found, wanted, strict=True):
             assert whole.startswith(text.rstrip("▍ ")) and len(text) < len(whole)

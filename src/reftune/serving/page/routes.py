@@ -59,7 +59,10 @@ class MarksRequest(BaseModel):
 def page_files() -> dict[str, File]:
     found = {}
     # what the page fills in for those who have no examples at hand: the demo's
-    for item in (*files(__package__).joinpath("static").iterdir(), files("reftune.data").joinpath("demo_inbox.jsonl")):
+    for item in (
+        *files("reftune.serving.page").joinpath("static").iterdir(),
+        files("reftune.data").joinpath("demo_inbox.jsonl"),
+    ):
         content, kind = item.read_bytes(), TYPES[item.name.rpartition(".")[2]]
         found[item.name] = File(content, f"{kind}; charset=utf-8", f'"{sha256(content).hexdigest()[:16]}"')
     return found
