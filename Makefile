@@ -21,7 +21,7 @@ PART ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions check format docs wheel bench bench-quick bench-serving gpu gpu-report clean
+.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions check format docs wheel release bench bench-quick bench-serving gpu gpu-report clean
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
@@ -33,11 +33,12 @@ help:
 	@echo 'make format  let the linter repair what it can'
 	@echo 'make docs    the documentation site, in build/site: open build/site/index.html'
 	@echo 'make wheel   build the wheel and try it in a fresh environment'
+	@echo 'make release wheel and sources, checked and tried in fresh environments'
 	@echo 'make bench   everything beside every peer, with targets (an hour; peers in .venv-peers); ARGS=--resume goes on'
 	@echo 'make bench-quick  step times of ours and of the floor (3 minutes)'
 	@echo 'make bench-serving  vLLM with 1 to 512 adapters beside vLLM alone and its LoRA (15 minutes)'
 	@echo "make gpu     everything that only a GPU can say, in 8 minutes (ARGS='--tiny --device cpu' to see that it runs)"
-	@echo 'make gpu-report DIR=results/gpu  report and README table of what it found'
+	@echo 'make gpu-report DIR=results/gpu  report and the table of docs/results.md'
 	@echo 'make clean   remove the environment and build outputs'
 
 venv: $(STAMP)
@@ -102,25 +103,23 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH='$(CURDIR)/src' $(BIN)/mkdocs build --strict
 	@echo 'docs: build/site/index.html'
 
-# The wheel is tried outside the source tree, first with its core dependencies only, then with its command.
+# The package is tried outside the source tree, first with its core dependencies only, then with its command.
+BUILD = PIP_CONSTRAINT='$(CURDIR)/constraints.txt' $(BIN)/python -m build --outdir dist
+TRY = PYTHON='$(PYTHON)' TORCH='$(TORCH)' scripts/try_package.sh
+
 wheel: $(STAMP)
-	@set -euo pipefail; \
-	tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
-	rm -rf dist; \
-	PIP_CONSTRAINT='$(CURDIR)/constraints.txt' $(BIN)/python -m build --wheel --outdir dist . >"$$tmp/build.log" 2>&1 \
-		|| { cat "$$tmp/build.log"; exit 1; }; \
-	wheel=$$(echo '$(CURDIR)'/dist/reftune-*.whl); \
-	$(PYTHON) -m venv "$$tmp/venv"; \
-	cp constraints.txt "$$tmp/"; cd "$$tmp"; unset PYTHONPATH; \
-	pip="venv/bin/python -m pip --disable-pip-version-check"; \
-	$$pip install -q '$(TORCH)' -c constraints.txt; \
-	$$pip install -q "$$wheel" -c constraints.txt; \
-	venv/bin/python -c 'import pathlib, sys, reftune; path = pathlib.Path(reftune.__file__).resolve(); \
-	assert path.is_relative_to(pathlib.Path(sys.prefix).resolve()), f"not from the wheel: {path}"'; \
-	$$pip install -q "$$wheel[cli]" -c constraints.txt; \
-	venv/bin/reftune --help; \
-	{ HF_HUB_OFFLINE=1 venv/bin/reftune show no-such-adapter 2>&1 || true; } | grep '^reftune: '; \
-	echo "wheel: $$(basename "$$wheel") imports and runs outside the source tree"
+	rm -rf dist
+	$(BUILD) --wheel . >/dev/null
+	$(TRY) dist/reftune-*.whl
+
+# What is uploaded, checked as it will be: the wheel, and the sources of which anyone can build it again.
+release: $(STAMP)
+	$(PIP) install -q twine -c constraints.txt
+	rm -rf dist
+	$(BUILD) . >/dev/null
+	$(BIN)/twine check --strict dist/*
+	$(TRY) dist/reftune-*.whl
+	$(TRY) dist/reftune-*.tar.gz
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.run all $(ARGS)

@@ -25,7 +25,7 @@
 #
 # Writes: $OUT (else results/gpu): <part>.json, whole after each measurement; table.md, printed at the end; log.txt;
 #     recipes.tgz, the comparisons of `recipes`.
-#     `make gpu-report DIR=results/gpu` makes benchmarks/results/<date>_<gpu>.md and README's table of them.
+#     `make gpu-report DIR=results/gpu` makes benchmarks/results/<date>_<gpu>.md and the table of docs/results.md.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

@@ -18,7 +18,7 @@ from benchmarks.gpu.shapes import SHAPES, step_flops
 from benchmarks.wanted import write_latest
 
 ROOT = Path(__file__).parent.parent
-README = f"# A\n\n{report.BEGIN}\nold\n{report.END}\n\nend\n"
+PAGE = f"# A\n\n{report.BEGIN}\nold\n{report.END}\n\nend\n"
 
 
 def part(folder: Path, seconds: float = 60.0) -> Part:
@@ -190,19 +190,19 @@ def files_of_a_gpu(folder: Path) -> None:
 
 def test_the_report_of_a_gpu_goes_to_its_places(tmp_path: Path) -> None:
     files_of_a_gpu(tmp_path)
-    readme, results = tmp_path / "README.md", tmp_path / "results"
-    readme.write_text(README)
+    page, results = tmp_path / "page.md", tmp_path / "results"
+    page.write_text(PAGE)
     results.mkdir()
     cpu = {"name": "step: ÷ floor", "value": 1.0, "wanted": "at most 1.03", "met": True}
     write_latest(results / "latest.json", [cpu])
-    file = report.write_report(tmp_path, results=results, readme=readme)
+    file = report.write_report(tmp_path, results=results, page=page)
     assert file.name == "2026-12-01_h200.md"
     text = file.read_text(encoding="utf-8")
     assert "1 of 2 checks are right" in text and "Wrong: rank 128, float32, sum." in text
     assert "| ours, all layers f7+l7 | 0.410 (0.410–0.410) | 1.025 | 19,980 | 50.0% | 51,000 | 0.567 | 5 |" in text
     assert "8B: ours, prompt: failed: OutOfMemoryError: no room" in text
     assert "**Ended before it was done**" in text and text.count("Not run.") == len(PARTS) - 2
-    changed = readme.read_text(encoding="utf-8")
+    changed = page.read_text(encoding="utf-8")
     assert changed.startswith("# A\n") and changed.endswith("\n\nend\n") and "old" not in changed
     assert "| GPU, 8B shape: step ÷ floor with response logits | 1.025 | at most 1.05 | met |" in changed
     latest = json.loads((results / "latest.json").read_text())["targets"]
@@ -217,18 +217,18 @@ def test_the_report_of_a_gpu_goes_to_its_places(tmp_path: Path) -> None:
 
 
 def test_nothing_is_written_where_something_is_missing(tmp_path: Path) -> None:
-    readme = tmp_path / "README.md"
-    readme.write_text("# no marks\n")
+    page = tmp_path / "page.md"
+    page.write_text("# no marks\n")
     with pytest.raises(FileNotFoundError, match=r"none of edit\.json"):
-        report.write_report(tmp_path, results=tmp_path / "results", readme=readme)
+        report.write_report(tmp_path, results=tmp_path / "results", page=page)
     files_of_a_gpu(tmp_path)
-    with pytest.raises(ValueError, match="README has no"):
-        report.write_report(tmp_path, results=tmp_path / "results", readme=readme)
+    with pytest.raises(ValueError, match="the page has no"):
+        report.write_report(tmp_path, results=tmp_path / "results", page=page)
     assert not (tmp_path / "results").exists()
 
 
-def test_the_repository_s_readme_has_the_marks() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_page_of_results_has_the_marks() -> None:
+    text = report.PAGE.read_text(encoding="utf-8")
     assert report.with_block(text, "x").count("x\n" + report.END) == 1
 
 
@@ -253,9 +253,9 @@ def test_the_script_runs_to_its_last_line_without_a_gpu(tmp_path: Path) -> None:
         content(tmp_path, "steps")
     )
     # toys are no report of the repository's own, but they can be laid out
-    readme = tmp_path / "README.md"
-    readme.write_text(README)
-    report.write_report(tmp_path, results=tmp_path / "results", readme=readme)
+    page = tmp_path / "page.md"
+    page.write_text(PAGE)
+    report.write_report(tmp_path, results=tmp_path / "results", page=page)
     assert "Toy sizes: no measurement" in next((tmp_path / "results").glob("*.md")).read_text(encoding="utf-8")
     assert report.main(["report", str(tmp_path)]) == 1
 

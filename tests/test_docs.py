@@ -61,6 +61,7 @@ SLOW = (
     "README.md",
     "start.md",
     "coming-from.md",
+    "how-to.md",
 )
 SHELL = ("bash", "sh", "console")
 NOT_RUN = "# not run"
@@ -333,7 +334,7 @@ def test_the_scores_shown_are_those_of_the_results(name: str) -> None:
     table = main_table(results, method_rows(results))
     wanted = ["Method", "Trained", *(task.title for task in results.tasks.values()), "CPU time"]
     shown = [column.title for column in table.columns]
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = page("results.md")
     for cells in table.rows:
         line = " | ".join(cells[shown.index(title)].text for title in wanted)
         assert f"| {line} |" in text
@@ -341,8 +342,7 @@ def test_the_scores_shown_are_those_of_the_results(name: str) -> None:
 
 def test_the_scores_beside_lora_are_those_of_the_results() -> None:
     rows = [line for line in page("reft-or-lora.md").splitlines() if re.match(r"\| .* \| [\d,]+ \|", line)]
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
-    assert len(rows) >= 7 and set(rows) <= set(readme)
+    assert len(rows) >= 7 and set(rows) <= set(page("results.md").splitlines())
 
 
 def test_messages_of_troubleshooting_are_those_of_the_package() -> None:
@@ -352,6 +352,10 @@ def test_messages_of_troubleshooting_are_those_of_the_package() -> None:
     for text in shown:
         pattern = re.compile(".*".join(map(re.escape, text.split("…"))))
         assert any(pattern.search(message) for message in known), f"no message reads {text!r}"
+
+
+def test_the_readme_is_read_in_one_go() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_the_navigation_of_the_site_has_every_page() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from peft import PeftModel, get_peft_model
 
-from reftune import DataError, ReftConfig
+from reftune import DataError, ReftConfig, ReftuneError
 from reftune.generation import generate_texts
 from tests.data.conftest import bpe_tokenizer
 from tests.training.text_models import CHATS, PAIRS, text_model, word_tokenizer
@@ -81,6 +81,32 @@ def test_dropout_is_off_even_after_training(model: PeftModel) -> None:
     model.train()
     generate_texts(model, word_tokenizer(), PROMPTS[:1], max_new_tokens=1)
     assert not model.training
+
+
+def test_what_is_said_of_a_prompt_goes_with_it(model: PeftModel) -> None:
+    """Prompts of different lengths are sorted, and what is said of each with them."""
+    parts = {"r": 2, "subspaces": [[0], [1]], "positions": "l2", "init": "random", "task_type": "CAUSAL_LM"}
+    torch.manual_seed(3)
+    model.add_adapter("other", ReftConfig(**parts))
+    model.set_adapter("other")
+    prompts = [CHATS[0]["messages"][0]["content"], "cats", "How do trains move ? " * 3, "like cats"]
+    more = {"max_new_tokens": 6, "batch_size": 2}
+    for name, each in (
+        ("adapter_names", ["other", "__base__", "default", "other"]),
+        ("strength", [0.0, 3.0, -2.0, 1.0]),
+        ("subspaces", [[0], [1], [0, 1], [1]]),
+    ):
+        alone = [
+            generate_texts(model, word_tokenizer(), [p], max_new_tokens=6, **{name: [one]})[0]
+            for p, one in zip(prompts, each, strict=True)
+        ]
+        assert len(set(alone)) > 1
+        assert generate_texts(model, word_tokenizer(), prompts, **more, **{name: each}) == alone
+        with pytest.raises(ReftuneError, match=f"{name}=.* needs an entry for each of the 4 prompts"):
+            generate_texts(model, word_tokenizer(), prompts, **more, **{name: each[:3]})
+    for name, one, each in (("strength", 0.5, [0.5] * 4), ("subspaces", [[1]], [[1]] * 4)):
+        whole = generate_texts(model, word_tokenizer(), prompts, **more, **{name: one})
+        assert whole == generate_texts(model, word_tokenizer(), prompts, **more, **{name: each})
 
 
 def test_no_prompts_no_answers(model: PeftModel) -> None:

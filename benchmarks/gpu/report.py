@@ -1,7 +1,7 @@
-"""What the parts found, as tables: on the terminal, and in `benchmarks/results/` with the targets and README's table.
+"""What the parts found, as tables: on the terminal, in `benchmarks/results/`, and the targets in `docs/results.md`.
 
     python -m benchmarks.gpu.report table DIR     the tables, also in DIR/table.md
-    python -m benchmarks.gpu.report report DIR    the same in benchmarks/results/<date>_<gpu>.md, README and latest.json
+    python -m benchmarks.gpu.report report DIR    the same in benchmarks/results/<date>_<gpu>.md, the page, latest.json
 
 Must not know: how things are measured.
 """
@@ -24,6 +24,7 @@ from ..tables import table
 from ..wanted import Target, targets_table, write_latest
 from . import PARTS
 
+PAGE = ROOT / "docs/results.md"
 Measurements = dict[str, dict[str, Any]]
 BEGIN, END = "<!-- gpu: made by make gpu-report -->", "<!-- gpu: end -->"
 TITLES = {
@@ -272,8 +273,8 @@ def text_of(parts: dict[str, Any]) -> str:
     return "\n\n".join(texts) + "\n"
 
 
-def readme_text(parts: dict[str, Any], report: str) -> str:
-    """README's table: the targets, and of the 8B shape each method."""
+def page_text(parts: dict[str, Any], report: str) -> str:
+    """The page's table: the targets, and of the 8B shape each method."""
     stamp = stamp_of(parts)
     lines = [f"`make gpu`, {stamp['machine'].split(',')[0]}:", targets_table([t.measured(parts) for t in TARGETS])]
     steps = parts.get("steps", {}).get("measurements", {})
@@ -289,20 +290,20 @@ def readme_text(parts: dict[str, Any], report: str) -> str:
                 ],
             )
         )
-    lines.append(f"All tables are in [{report}](benchmarks/results/{report}).")
+    lines.append(f"All tables are in [{report}](../benchmarks/results/{report}).")
     return "\n\n".join(lines)
 
 
-def with_block(readme: str, block: str) -> str:
-    """README with this between its marks.
+def with_block(page: str, block: str) -> str:
+    """The page with this between its marks.
 
     Raises:
         ValueError: it has no such marks.
     """
-    before, begin, rest = readme.partition(BEGIN)
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"README has no {BEGIN} with {END} behind it, between which the table goes")
+        raise ValueError(f"the page has no {BEGIN} with {END} behind it, between which the table goes")
     return f"{before}{BEGIN}\n{block}\n{END}{after}"
 
 
@@ -312,8 +313,8 @@ def device_slug(stamp: dict[str, Any]) -> str:
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")
 
 
-def write_report(folder: Path, *, results: Path = RESULTS, readme: Path = ROOT / "README.md") -> Path:
-    """Report, README's table and the targets in `latest.json`, from the parts' files.
+def write_report(folder: Path, *, results: Path = RESULTS, page: Path = PAGE) -> Path:
+    """Report, the page's table and the targets in `latest.json`, from the parts' files.
 
     Raises:
         FileNotFoundError: there are none.
@@ -324,14 +325,14 @@ def write_report(folder: Path, *, results: Path = RESULTS, readme: Path = ROOT /
         raise FileNotFoundError(f"{str(folder)!r} has none of {', '.join(f'{name}.json' for name in PARTS)}")
     stamp = stamp_of(parts)
     if stamp["tiny"] and results == RESULTS:
-        raise ValueError("these are toy sizes: name other places with --results and --readme")
+        raise ValueError("these are toy sizes: name other places with --results and --page")
     file = results / f"{stamp['date'][:10]}_{device_slug(stamp)}.md"
     targets = [target.measured(parts) for target in TARGETS]
     text = f"# On a GPU\n\n{targets_table(targets)}\n\n{text_of(parts)}"
-    changed = with_block(readme.read_text(encoding="utf-8"), readme_text(parts, file.name))
+    changed = with_block(page.read_text(encoding="utf-8"), page_text(parts, file.name))
     write_whole(file, text)
     write_latest(results / "latest.json", targets)
-    write_whole(readme, changed)
+    write_whole(page, changed)
     return file
 
 
@@ -340,7 +341,7 @@ def main(given: list[str] | None = None) -> int:
     parser.add_argument("verb", choices=("table", "report"))
     parser.add_argument("folder", type=Path, help="holds the parts' JSON files")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder of the report")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=PAGE, help="has the marks between which the table goes")
     options = parser.parse_args(given)
     if options.verb == "table":
         text = text_of(read_parts(options.folder)) if read_parts(options.folder) else "No part left anything.\n"
@@ -348,7 +349,7 @@ def main(given: list[str] | None = None) -> int:
         print(text)
         return 0
     try:
-        print(f"report: {write_report(options.folder, results=options.results, readme=options.readme).name}")
+        print(f"report: {write_report(options.folder, results=options.results, page=options.page).name}")
     except (FileNotFoundError, ValueError) as error:
         print(f"gpu-report: {error}", file=sys.stderr)
         return 1

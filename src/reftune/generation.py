@@ -31,6 +31,8 @@ __all__ = [
 GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 # Arguments of `generate` to which padding on the left would count as tokens of the prompt.
 SEE_PADDING = ("max_length", "repetition_penalty", "no_repeat_ngram_size")
+# Arguments of `generate` that are about single rows of a batch.
+OF_ROWS = ("adapter_names", "strength", "subspaces")
 # Prompts at once where nobody says how many; on an accelerator twice as many each time, until its memory is full.
 FIRST_BATCH, LARGEST_BATCH = 16, 1024
 
@@ -57,8 +59,12 @@ def generate_texts(
     """The response to each prompt, in order; a prompt is a record of `reftune.data` or a raw text.
 
     Batches are made of prompts of similar length, padded on the left.  `progress` gets the number of prompts done.
-    Further arguments go to `generate`, of which `strength` is a number or one for each prompt; greedy decoding
-    unless they say otherwise, whatever the model's own generation configuration says.
+    Further arguments go to `generate`; greedy decoding unless they say otherwise, whatever the model's own generation
+    configuration says.  Of these, `adapter_names` names one for each prompt, and `strength` and `subspaces` are one for
+    all or one for each.
+
+    Raises:
+        ReftuneError: one of these three has another number of entries than there are prompts.
     """
     texts = [""] * len(prompts)
     done = 0
@@ -97,17 +103,16 @@ def generate_batches(
     padding, ends = tokenizer.pad_token_id, end_tokens(getattr(model, "generation_config", None), tokenizer)
     defaults = {**GREEDY, "pad_token_id": padding, "eos_token_id": ends}
     arguments = {**defaults, **generate_arguments}
-    strength = arguments.pop("strength", None)
-    dials = [strength] * len(encoded) if strength is None or not hasattr(strength, "__len__") else list(strength)
-    if len(dials) != len(encoded):
-        raise ReftuneError(f"strength has {len(dials)} entries for {len(encoded)} prompts")
+    given = {name: arguments.pop(name, None) for name in OF_ROWS}
+    of_prompts = {name: _of_prompts(name, each, len(encoded)) for name, each in given.items() if each is not None}
     sees_padding = any(arguments.get(name) not in (None, GREEDY.get(name)) for name in SEE_PADDING)
 
     def answer(chosen: list[int]) -> list[tuple[int, str]]:
         width = max(len(encoded[i]) for i in chosen)
         ids = torch.tensor([[padding] * (width - len(encoded[i])) + encoded[i] for i in chosen], device=model.device)
         mask = torch.tensor([[0] * (width - len(encoded[i])) + [1] * len(encoded[i]) for i in chosen])
-        more: dict[str, Any] = {} if strength is None else {"strength": [dials[i] for i in chosen]}
+        # prompts are sorted by length: what is said of each goes with it
+        more: dict[str, Any] = {name: [of_each[i] for i in chosen] for name, of_each in of_prompts.items()}
         if has_spans:
             rows = [marked[i][1] or [0] * len(encoded[i]) for i in chosen]
             more["spans"] = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=model.device)
@@ -135,6 +140,16 @@ def generate_batches(
         if grows and len(chosen) == size:
             size = min(2 * size, LARGEST_BATCH)
         yield answers
+
+
+def _of_prompts(name: str, given: Any, count: int) -> list[Any]:
+    """An argument of `generate` that is about single rows, for each of so many prompts."""
+    one_for_all = name == "strength" and not hasattr(given, "__len__")
+    if one_for_all or (name == "subspaces" and len(given) == 1):
+        return [given if one_for_all else given[0]] * count
+    if isinstance(given, str) or len(given) != count:
+        raise ReftuneError(f"{name}={given!r} is not valid; it needs an entry for each of the {count} prompts")
+    return list(given)
 
 
 def whole_characters(text: str) -> str:

@@ -29,6 +29,7 @@ from . import (
     lm_eval,
     memorise,
     merge,
+    push,
     search,
     serve,
     show,
@@ -76,6 +77,7 @@ class Verb(TyperCommand):
 
 app.command("demo", cls=Verb)(demo.demo)
 app.command("train", cls=Verb)(train.train)
+app.command("push")(push.push)
 app.command("generate", cls=Verb)(generate.generate)
 app.command("chat", cls=Verb)(chat.chat)
 app.command("eval", cls=Verb)(evaluate.evaluate)

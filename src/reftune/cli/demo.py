@@ -62,7 +62,7 @@ INBOX = Demo(
     # edits are computed once
     reft={"r": 4, "layers": list(range(10, 30)), "groups": [{"positions": "l1"}, {"positions": "response"}]},
     where="last prompt token and the answer, in the upper 20 layers",
-    training={**TRAINING, "learning_rate": 2e-3, "num_train_epochs": 20},
+    training={**TRAINING, "learning_rate": 2e-3, "num_train_epochs": 14},
     questions=(
         "My parcel is three weeks late.",
         "Do you ship to Japan?",

@@ -15,6 +15,7 @@ from rich.text import Text
 from ..errors import ReftuneError
 from .beside import held_back, print_beside, score_beside, scored_task
 from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
+from .push import check_login, push_adapter
 
 if TYPE_CHECKING:
     from ..training import RunResult
@@ -70,6 +71,7 @@ def train(
     train_on: Annotated[str | None, typer.Option(help="Of conversations: the last answer, or all.")] = None,
     packing: Annotated[bool | None, typer.Option("--packing", help="No padding: rows end to end.")] = None,
     reuse: Annotated[str | None, typer.Option(help="auto or off: replay what training cannot change.")] = None,
+    push: Annotated[str | None, typer.Option(help="Then put it on the Hub, as USER/NAME.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in an output that holds a run.")] = False,
     as_json: JsonFlag = False,
@@ -96,6 +98,9 @@ def train(
             "per_device_train_batch_size": batch_size,
         },
     )
+    if push is not None:
+        # now, and not when an hour of training is over
+        check_login(push)
     entry = held_back(values, split)
     run = RunConfig.from_mapping(values)
     results, progress = consoles(as_json)
@@ -107,11 +112,12 @@ def train(
     beside = None if task is None else score_beside(progress, result, task, rows=eval_rows, run=run)
     if not math.isfinite(result.final_loss):
         say(progress, "the loss is not a number: training diverged; try a lower learning rate", style="red")
+    pushed = {} if push is None else {"url": push_adapter(result.adapter_path, push)}
     if as_json:
-        emit({**result_dict(result), **({} if beside is None else beside.values())})
+        emit({**result_dict(result), **({} if beside is None else beside.values()), **pushed})
         return
     table = Table(show_header=False, box=None)
-    for key, value in result_dict(result).items():
+    for key, value in {**result_dict(result), **pushed}.items():
         shown = f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)
         table.add_row(key.replace("_", " "), Text(shown))
     results.print(table)
