@@ -236,6 +236,14 @@ def test_what_is_pasted_is_read_or_told(url: str, visit: Visit) -> None:
                 "async ([row, form]) => (await import('/ui/rows.js')).recordOf(row, form)", [wanted[0], form]
             )
             record = json.loads(text)
+            if form != "messages":
+                # nothing of it is left out in another form, or it is told
+                other = page.evaluate("async row => (await import('/ui/rows.js')).recordOf(row, 'messages')", wanted[0])
+                asked = "a\n\nc" if "rest" in wanted[0] else "a"
+                assert [turn["content"] for turn in other["messages"]] == [asked, "b"]
+            elif wanted[0].get("before"):
+                why = page.evaluate("async rows => (await import('/ui/rows.js')).whyNot(rows, 'prompt')", wanted)
+                assert why.startswith("Row 1 has more than a prompt and an answer: 1 turn before it.")
             assert back == (record[0] if isinstance(record, list) else record)
 
 

@@ -15,6 +15,10 @@ export async function refreshAdapters(trains, loaded) {
   const found = trains
     ? (await ask("GET", "/v1/reft/adapters")).data
     : Object.values(loaded).map((adapter) => ({ ...adapter, loaded: true, job: null }));
+  // as they are, where nothing is new: somebody may be about to press a button
+  const key = JSON.stringify(found);
+  if (byId("adapter-list").dataset.key === key) return;
+  byId("adapter-list").dataset.key = key;
   const cards = found.map((adapter) => card(adapter));
   byId("adapter-list").replaceChildren(...(cards.length ? cards : [h("p", { class: "hint" }, "There are no adapters yet.")]));
 }

@@ -99,7 +99,7 @@ async function refusal(reply) {
   let message = "";
   try {
     const found = await reply.json();
-    message = found.error?.message ?? (typeof found.detail === "string" ? found.detail : "");
+    message = found.error?.message ?? found.message ?? (typeof found.detail === "string" ? found.detail : "");
   } catch { /* it was no JSON */ }
   return new Refused(message || `the server answered with status ${reply.status}`, reply.status);
 }

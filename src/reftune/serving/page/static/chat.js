@@ -46,7 +46,9 @@ export function showModels(base, adapters) {
   known = { base, adapters };
   const names = Object.keys(adapters);
   if (!names.includes(state.adapter)) state.adapter = names[0] ?? "";
-  byId("adapter").replaceChildren(...(names.length ? names : [""]).map((name) => h("option", { value: name }, name || "none is loaded")));
+  const options = (names.length ? names : [""]).map((name) => h("option", { value: name }, name || "none is loaded"));
+  // as it is, where it is right already: somebody may be choosing
+  if ([...byId("adapter").options].map((option) => option.value).join("\n") !== names.join("\n") || !names.length) byId("adapter").replaceChildren(...options);
   byId("adapter").disabled = !names.length;
   showChoice();
 }
@@ -84,12 +86,12 @@ function showStrength(changed = null) {
   byId("strength-hint").hidden = !words;
 }
 
-function showChoice() {
+function showChoice(otherwise = "") {
   byId("adapter").value = state.adapter;
   const has = Boolean(state.adapter);
   for (const id of ["strength", "strength-number"]) byId(id).disabled = !has;
   byId("prompt").placeholder = has ? "Ask the base model and the adapter the same" : "Ask the base model";
-  byId("note").textContent = has && isAlone(state.adapter) ? "This adapter was trained on single questions, so it is asked each one by itself." : "";
+  byId("note").textContent = has && isAlone(state.adapter) ? "This adapter was trained on single questions, so it is asked each one by itself." : otherwise;
 }
 
 function isAlone(name) {
@@ -145,7 +147,7 @@ function setRunning(isRunning) {
   byId("stop").hidden = !isRunning;
   byId("thread").setAttribute("aria-busy", String(isRunning));
   byId("note").textContent = isRunning ? "Answering…" : "";
-  if (!isRunning) { showChoice(); if (document.activeElement === document.body) byId("prompt").focus(); }
+  if (!isRunning) { showChoice("Answered."); if (document.activeElement === document.body) byId("prompt").focus(); }
 }
 
 /** What a side is asked: its own conversation so far, where the model can take one. */

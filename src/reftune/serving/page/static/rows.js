@@ -16,6 +16,8 @@ const COLUMNS = [
 const HEADS = [...COLUMNS.map(([prompt, answer]) => [prompt, answer]), ["prompt", "answer"], ["prompt", "response"], ["input", "output"],
   ["question", "response"], ["user", "assistant"], ["message", "answer"], ["source", "target"]];
 const LONGEST_SHOWN = 60;
+// columns that a chat template is given
+const CHAT_ONLY = ["tools", "documents", "chat_template_kwargs"];
 
 /** {rows, form, problems, leftOver}: `form` is null where the source does not say; `leftOver` holds what was not read. */
 export function parse(text) {
@@ -164,14 +166,27 @@ function quoted(cell, sign) {
 export function recordOf(row, form) {
   const { prompt, answer, before = [], rest = {} } = row;
   if (form === "instruction") return { ...rest, instruction: prompt, output: answer };
+  if (rest.input) {
+    // of an instruction, what it is about: other kinds of rows have no place for it but the prompt
+    const { input, ...others } = rest;
+    return recordOf({ ...row, prompt: `${prompt}\n\n${input}`, rest: others }, form);
+  }
   if (form === "prompt") return { ...rest, prompt, completion: answer };
   return { ...rest, messages: [...before, { role: "user", content: prompt }, { role: "assistant", content: answer }] };
+}
+
+/** What a row has besides, in words. */
+export function told({ before, rest }) {
+  const turns = before ? [`${before.length} turn${before.length > 1 ? "s" : ""} before it`] : [];
+  return [...turns, ...(rest ? [`with ${Object.keys(rest).join(", ")}`] : [])].join(", ");
 }
 
 export const isBlank = (row) => !row.prompt.trim() && !row.answer.trim();
 
 /** Why the rows cannot be trained, in words, or null; blank ones are left out. */
-export function whyNot(rows) {
+export function whyNot(rows, form) {
+  const only = form === "messages" ? -1 : rows.findIndex((row) => row.before || CHAT_ONLY.some((name) => row.rest?.[name]));
+  if (only >= 0) return `Row ${only + 1} has more than a prompt and an answer: ${told(rows[only])}. Only chat messages can hold that; choose them above the table.`;
   const lacking = rows.flatMap((row, i) => (isBlank(row) ? [] : !row.prompt.trim() ? [[i, "prompt"]] : !row.answer.trim() ? [[i, "answer"]] : []));
   if (lacking.length) {
     const [at, what] = lacking[0];

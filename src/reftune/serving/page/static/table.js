@@ -1,7 +1,7 @@
 // The table of examples: rows are typed, pasted, uploaded, changed, and kept in this browser.
 
 import { byId, count, grow, h } from "./dom.js";
-import { FORMS, isBlank, parse, recordOf } from "./rows.js";
+import { FORMS, isBlank, parse, recordOf, told } from "./rows.js";
 import { showPreviews } from "./preview.js";
 import { keep, kept } from "./store.js";
 
@@ -146,13 +146,13 @@ function showCount() {
 export function previews() { showPreviews(table.showsTokens ? table.rows.slice(0, shown) : []); }
 
 function rowElement(row, i) {
-  const extra = [row.before && count(row.before.length, "turn before it", "turns before it"), row.rest && `with ${Object.keys(row.rest).join(", ")}`].filter(Boolean);
+  const extra = told(row);
   const field = (name, words) => h("div", { role: "cell" }, h("textarea", {
     rows: 1, value: row[name], "aria-label": `${words} of row ${i + 1}`, placeholder: words,
     oninput: (event) => { row[name] = event.target.value; grow(event.target); showCount(); save(); previews(); },
     onpaste: (event) => pasted(event, i),
     onkeydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); addRow(); } },
-  }), name === "prompt" && extra.length > 0 && h("p", { class: "hint" }, extra.join(", ")));
+  }), name === "prompt" && extra && h("p", { class: "hint" }, extra));
   return h("div", { role: "row", class: "row" }, h("span", { role: "rowheader" }, String(i + 1)), field("prompt", "Prompt"), field("answer", "Answer"),
     h("span", { role: "cell" }, h("button", { type: "button", class: "quiet remove", "aria-label": `Delete row ${i + 1}`, onclick: () => remove(i, 1) }, "×")),
     h("div", { class: "preview", role: "cell", hidden: true }));

@@ -17,7 +17,7 @@ export function startTrain(base) {
 }
 
 async function start() {
-  const problem = whyNot(table.rows) ?? nameProblem();
+  const problem = whyNot(table.rows, table.form) ?? nameProblem();
   if (problem) { tell(problem, true); return; }
   byId("start").disabled = true;
   tell("Sending the examples…");
