@@ -9,11 +9,16 @@ let askForKey = async () => null;
 
 /** The server refused, or was not reached; the message says why. `status` is 0 where there was no answer. */
 export class Refused extends Error {
-  constructor(message, status = 0) { super(message); this.status = status; }
+  constructor(message, status = 0) {
+    super(message);
+    this.status = status;
+  }
 }
 
 /** `ask(isWrong)` resolves to the key that the visitor types. */
-export function whenLocked(ask) { askForKey = ask; }
+export function whenLocked(ask) {
+  askForKey = ask;
+}
 
 /** The answer's JSON. */
 export async function ask(method, path, body, options = {}) {
@@ -72,7 +77,9 @@ async function request(method, path, body, { signal } = {}) {
 }
 
 async function unlocked(isWrong) {
-  asking ??= askForKey(isWrong).finally(() => { asking = null; });
+  asking ??= askForKey(isWrong).finally(() => {
+    asking = null;
+  });
   key = await asking;
   keepKey(key);
 }
@@ -100,6 +107,8 @@ async function refusal(reply) {
   try {
     const found = await reply.json();
     message = found.error?.message ?? found.message ?? (typeof found.detail === "string" ? found.detail : "");
-  } catch { /* it was no JSON */ }
+  } catch {
+    /* it was no JSON */
+  }
   return new Refused(message || `the server answered with status ${reply.status}`, reply.status);
 }

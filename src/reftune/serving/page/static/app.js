@@ -52,7 +52,10 @@ async function chat(name) {
 }
 
 function startTabs() {
-  for (const name of TABS) byId(`tab-${name}`).addEventListener("click", () => { location.hash = name; });
+  for (const name of TABS)
+    byId(`tab-${name}`).addEventListener("click", () => {
+      location.hash = name;
+    });
   byId("tabs").addEventListener("keydown", (event) => {
     const at = TABS.findIndex((name) => byId(`tab-${name}`) === event.target);
     const to = { ArrowRight: at + 1, ArrowLeft: at + TABS.length - 1, Home: 0, End: TABS.length - 1 }[event.key];
@@ -61,7 +64,10 @@ function startTabs() {
     location.hash = TABS[to % TABS.length];
     byId(`tab-${TABS[to % TABS.length]}`).focus();
   });
-  addEventListener("hashchange", () => { showTab(); refresh(); });
+  addEventListener("hashchange", () => {
+    showTab();
+    refresh();
+  });
   // others may have loaded adapters meanwhile
   addEventListener("focus", refresh);
   showTab();

@@ -11,13 +11,27 @@ const KEPT_TURNS = 50;
 const SIDES = ["base", "adapter"];
 
 const state = kept("chat", {
-  adapter: "", strength: 1, system: "", kind: "chat", maxTokens: 256, temperature: 0, draft: "", showsTokens: false, turns: [],
+  adapter: "",
+  strength: 1,
+  system: "",
+  kind: "chat",
+  maxTokens: 256,
+  temperature: 0,
+  draft: "",
+  showsTokens: false,
+  turns: [],
 });
 let known = { base: "", adapters: {} };
 let running = null;
 
 export function startChat() {
-  const fields = { system: "system", kind: "kind", "max-tokens": "maxTokens", temperature: "temperature", prompt: "draft" };
+  const fields = {
+    system: "system",
+    kind: "kind",
+    "max-tokens": "maxTokens",
+    temperature: "temperature",
+    prompt: "draft",
+  };
   for (const [id, name] of Object.entries(fields)) {
     const field = byId(id);
     field.value = state[name];
@@ -27,15 +41,28 @@ export function startChat() {
     });
     if (field.tagName === "TEXTAREA") field.addEventListener("input", () => grow(field));
   }
-  byId("adapter").addEventListener("change", (event) => { state.adapter = event.target.value; save(); showChoice(); });
-  for (const id of ["strength", "strength-number"]) byId(id).addEventListener("input", (event) => setStrength(event.target));
-  byId("composer").addEventListener("submit", (event) => { event.preventDefault(); send(); });
+  byId("adapter").addEventListener("change", (event) => {
+    state.adapter = event.target.value;
+    save();
+    showChoice();
+  });
+  for (const id of ["strength", "strength-number"])
+    byId(id).addEventListener("input", (event) => setStrength(event.target));
+  byId("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    send();
+  });
   byId("prompt").addEventListener("keydown", (event) => {
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) { event.preventDefault(); send(); }
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      send();
+    }
   });
   byId("stop").addEventListener("click", () => running?.abort());
   byId("new-chat").addEventListener("click", startAnew);
-  document.addEventListener("keydown", (event) => { if (event.key === "Escape" && !byId("panel-chat").hidden) running?.abort(); });
+  document.addEventListener("keydown", (event) => {
+    if (event.key === "Escape" && !byId("panel-chat").hidden) running?.abort();
+  });
   showStrength();
   for (const turn of state.turns) byId("thread").append(turnElement(turn));
   showEmptiness();
@@ -48,7 +75,8 @@ export function showModels(base, adapters) {
   if (!names.includes(state.adapter)) state.adapter = names[0] ?? "";
   const options = (names.length ? names : [""]).map((name) => h("option", { value: name }, name || "none is loaded"));
   // as it is, where it is right already: somebody may be choosing
-  if ([...byId("adapter").options].map((option) => option.value).join("\n") !== names.join("\n") || !names.length) byId("adapter").replaceChildren(...options);
+  if ([...byId("adapter").options].map((option) => option.value).join("\n") !== names.join("\n") || !names.length)
+    byId("adapter").replaceChildren(...options);
   byId("adapter").disabled = !names.length;
   showChoice();
 }
@@ -79,9 +107,14 @@ function setStrength(field) {
 
 function showStrength(changed = null) {
   for (const id of ["strength", "strength-number"]) if (byId(id) !== changed) byId(id).value = state.strength;
-  const words = state.strength === 0 ? "0 is the base model, given the adapter’s prompt."
-    : state.strength < 0 ? "Below 0 the adapter’s edits are turned round."
-      : Math.abs(state.strength) > 2 ? "Beyond 2 answers often fall apart." : "";
+  const words =
+    state.strength === 0
+      ? "0 is the base model, given the adapter’s prompt."
+      : state.strength < 0
+        ? "Below 0 the adapter’s edits are turned round."
+        : Math.abs(state.strength) > 2
+          ? "Beyond 2 answers often fall apart."
+          : "";
   byId("strength-hint").textContent = words;
   byId("strength-hint").hidden = !words;
 }
@@ -91,7 +124,10 @@ function showChoice(otherwise = "") {
   const has = Boolean(state.adapter);
   for (const id of ["strength", "strength-number"]) byId(id).disabled = !has;
   byId("prompt").placeholder = has ? "Ask the base model and the adapter the same" : "Ask the base model";
-  byId("note").textContent = has && isAlone(state.adapter) ? "This adapter was trained on single questions, so it is asked each one by itself." : otherwise;
+  byId("note").textContent =
+    has && isAlone(state.adapter)
+      ? "This adapter was trained on single questions, so it is asked each one by itself."
+      : otherwise;
 }
 
 function isAlone(name) {
@@ -113,9 +149,20 @@ function showEmptiness() {
   byId("new-chat").disabled = !state.turns.length;
   byId("thread").classList.toggle("empty", !state.turns.length);
   if (state.turns.length) byId("thread").querySelector(".welcome")?.remove();
-  else byId("thread").replaceChildren(h("div", { class: "welcome" },
-    h("h2", {}, "Ask both, compare"),
-    h("p", {}, "Each message goes to the base model and to the adapter, and their answers grow side by side. Under your message you see which of its tokens the adapter edits.")));
+  else
+    byId("thread").replaceChildren(
+      h(
+        "div",
+        { class: "welcome" },
+        h("h2", {}, "Ask both, compare"),
+        h(
+          "p",
+          {},
+          "Each message goes to the base model and to the adapter, and their answers grow side by side. ",
+          "Under your message you see which of its tokens the adapter edits.",
+        ),
+      ),
+    );
 }
 
 // --- asking ----------------------------------------------------------------------------------------------------------
@@ -123,8 +170,20 @@ function showEmptiness() {
 async function send() {
   const text = byId("prompt").value;
   if (running) return;
-  if (!text.trim()) { byId("note").textContent = "Write a message first."; byId("prompt").focus(); return; }
-  const turn = { text, adapter: state.adapter, strength: state.strength, kind: state.kind, system: state.system, answers: {}, tokens: null };
+  if (!text.trim()) {
+    byId("note").textContent = "Write a message first.";
+    byId("prompt").focus();
+    return;
+  }
+  const turn = {
+    text,
+    adapter: state.adapter,
+    strength: state.strength,
+    kind: state.kind,
+    system: state.system,
+    answers: {},
+    tokens: null,
+  };
   for (const side of SIDES) if (side === "base" || turn.adapter) turn.answers[side] = { text: "", note: "" };
   state.turns.push(turn);
   state.draft = byId("prompt").value = "";
@@ -136,7 +195,10 @@ async function send() {
   running = new AbortController();
   setRunning(true);
   const { signal } = running;
-  await Promise.all([...Object.keys(turn.answers).map((side) => answered(turn, side, element, signal)), marked(turn, element, signal)]);
+  await Promise.all([
+    ...Object.keys(turn.answers).map((side) => answered(turn, side, element, signal)),
+    marked(turn, element, signal),
+  ]);
   running = null;
   setRunning(false);
   save();
@@ -147,7 +209,10 @@ function setRunning(isRunning) {
   byId("stop").hidden = !isRunning;
   byId("thread").setAttribute("aria-busy", String(isRunning));
   byId("note").textContent = isRunning ? "Answering…" : "";
-  if (!isRunning) { showChoice("Answered."); if (document.activeElement === document.body) byId("prompt").focus(); }
+  if (!isRunning) {
+    showChoice("Answered.");
+    if (document.activeElement === document.body) byId("prompt").focus();
+  }
 }
 
 /** What a side is asked: its own conversation so far, where the model can take one. */
@@ -159,7 +224,8 @@ function promptOf(turn, side) {
   for (const before of state.turns.slice(0, state.turns.indexOf(turn))) {
     const answer = before.answers[side]?.text;
     // a turn without an answer would leave two messages of the user's in a row
-    if (answer && before.kind === "chat") messages.push({ role: "user", content: before.text }, { role: "assistant", content: answer });
+    if (answer && before.kind === "chat")
+      messages.push({ role: "user", content: before.text }, { role: "assistant", content: answer });
   }
   return { messages: [...messages, own] };
 }
@@ -175,7 +241,10 @@ async function answered(turn, side, element, signal) {
   };
   if (side === "adapter" && turn.strength !== 1) body.reft_strength = turn.strength;
   let frame = 0;
-  const draw = () => { frame = 0; fill(box, answer, true); };
+  const draw = () => {
+    frame = 0;
+    fill(box, answer, true);
+  };
   try {
     for await (const piece of stream(`/v1/${turn.kind === "text" ? "" : "chat/"}completions`, body, signal)) {
       answer.text += piece;
@@ -184,8 +253,10 @@ async function answered(turn, side, element, signal) {
     if (!answer.text) answer.note = "The answer is empty.";
   } catch (error) {
     if (error.name === "AbortError") answer.note = "Stopped.";
-    else if (error instanceof Refused) { answer.note = error.message; answer.isError = true; }
-    else throw error;
+    else if (error instanceof Refused) {
+      answer.note = error.message;
+      answer.isError = true;
+    } else throw error;
   } finally {
     cancelAnimationFrame(frame);
     fill(box, answer, false);
@@ -195,7 +266,12 @@ async function answered(turn, side, element, signal) {
 async function marked(turn, element, signal) {
   const model = turn.adapter || known.base;
   try {
-    const read = await ask("POST", "/tokenize", { model, return_token_strs: true, ...promptOf(turn, turn.adapter ? "adapter" : "base") }, { signal });
+    const read = await ask(
+      "POST",
+      "/tokenize",
+      { model, return_token_strs: true, ...promptOf(turn, turn.adapter ? "adapter" : "base") },
+      { signal },
+    );
     const body = { model, tokens: read.tokens, token_strs: read.token_strs };
     if (read.spans) body.spans = read.spans;
     turn.tokens = await ask("POST", "/v1/reft/marks", body, { signal });
@@ -211,14 +287,25 @@ async function marked(turn, element, signal) {
 function turnElement(turn) {
   const answers = Object.entries(turn.answers).map(([side, answer]) => {
     const title = side === "base" ? "Base model" : turn.adapter;
-    const turned = side === "adapter" && turn.strength !== 1 ? h("span", { class: "chip" }, `strength ${turn.strength}`) : null;
-    const box = h("div", { class: `answer ${side}`, role: "region", "aria-label": `Answer: ${title}` },
-      h("h3", {}, h("span", { class: "name" }, title), turned), h("div", { class: "words" }), h("p", { class: "outcome" }));
+    const turned =
+      side === "adapter" && turn.strength !== 1 ? h("span", { class: "chip" }, `strength ${turn.strength}`) : null;
+    const box = h(
+      "div",
+      { class: `answer ${side}`, role: "region", "aria-label": `Answer: ${title}` },
+      h("h3", {}, h("span", { class: "name" }, title), turned),
+      h("div", { class: "words" }),
+      h("p", { class: "outcome" }),
+    );
     fill(box, answer, false);
     return box;
   });
-  const element = h("article", { class: "turn", "aria-label": "Message and answers" }, h("p", { class: "mine" }, turn.text),
-    h("details", { class: "seen", hidden: true }), h("div", { class: "answers" }, answers));
+  const element = h(
+    "article",
+    { class: "turn", "aria-label": "Message and answers" },
+    h("p", { class: "mine" }, turn.text),
+    h("details", { class: "seen", hidden: true }),
+    h("div", { class: "answers" }, answers),
+  );
   showTokens(turn, element);
   return element;
 }
@@ -230,10 +317,17 @@ function showTokens(turn, element) {
 
 function drawTokens({ tokens, marks, summary }, element) {
   const fold = element.querySelector(".seen");
-  fold.replaceChildren(h("summary", {}, summary ?? count(tokens.length, "token of the prompt", "tokens of the prompt")), legend(marks), tokenStrip(tokens, marks));
+  fold.replaceChildren(
+    h("summary", {}, summary ?? count(tokens.length, "token of the prompt", "tokens of the prompt")),
+    legend(marks),
+    tokenStrip(tokens, marks),
+  );
   fold.hidden = false;
   fold.open = state.showsTokens;
-  fold.ontoggle = () => { state.showsTokens = fold.open; save(); };
+  fold.ontoggle = () => {
+    state.showsTokens = fold.open;
+    save();
+  };
 }
 
 function fill(box, answer, isGrowing) {

@@ -33,13 +33,31 @@ export function grow(area) {
 /** A button that asks once more before it does what cannot be undone. */
 export function confirmButton(words, question, act) {
   let timer = 0;
-  const calm = () => { clearTimeout(timer); timer = 0; button.textContent = words; button.classList.remove("danger"); };
-  const button = h("button", { type: "button", class: "quiet", onblur: calm, onclick: () => {
-    if (timer) { calm(); act(); return; }
-    button.textContent = question;
-    button.classList.add("danger");
-    timer = setTimeout(calm, 6000);
-  } }, words);
+  const calm = () => {
+    clearTimeout(timer);
+    timer = 0;
+    button.textContent = words;
+    button.classList.remove("danger");
+  };
+  const button = h(
+    "button",
+    {
+      type: "button",
+      class: "quiet",
+      onblur: calm,
+      onclick: () => {
+        if (timer) {
+          calm();
+          act();
+          return;
+        }
+        button.textContent = question;
+        button.classList.add("danger");
+        timer = setTimeout(calm, 6000);
+      },
+    },
+    words,
+  );
   return button;
 }
 
@@ -48,7 +66,10 @@ export function bytes(count) {
   if (count === null || count === undefined) return "";
   const units = ["bytes", "kB", "MB", "GB"];
   let at = 0;
-  while (count >= 1000 && at < units.length - 1) { count /= 1000; at += 1; }
+  while (count >= 1000 && at < units.length - 1) {
+    count /= 1000;
+    at += 1;
+  }
   return `${at ? count.toPrecision(3) : count} ${units[at]}`;
 }
 

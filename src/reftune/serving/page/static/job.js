@@ -8,8 +8,13 @@ const PAUSE = 700;
 const HIDDEN_PAUSE = 5000;
 const ENDS = ["succeeded", "failed", "cancelled"];
 const WORDS = {
-  validating_files: "checking the rows", queued: "waiting", running: "training", paused: "paused",
-  succeeded: "done", failed: "failed", cancelled: "cancelled",
+  validating_files: "checking the rows",
+  queued: "waiting",
+  running: "training",
+  paused: "paused",
+  succeeded: "done",
+  failed: "failed",
+  cancelled: "cancelled",
 };
 
 let jobs = [];
@@ -20,7 +25,9 @@ let callbacks = { chat: () => {}, ended: () => {} };
 
 export function startJobs(given) {
   callbacks = given;
-  new ResizeObserver(() => { if (current) curve(); }).observe(byId("job"));
+  new ResizeObserver(() => {
+    if (current) curve();
+  }).observe(byId("job"));
 }
 
 /** Whether the server trains; its newest jobs are shown. */
@@ -55,13 +62,19 @@ async function look() {
     told = job;
     const hasEnded = ENDS.includes(job.status) && current.status && !ENDS.includes(current.status);
     current = job;
-    jobs = [job, ...jobs.filter((one) => one.id !== id)].sort((a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1));
+    jobs = [job, ...jobs.filter((one) => one.id !== id)].sort(
+      (a, b) => b.created_at - a.created_at || (a.id < b.id ? 1 : -1),
+    );
     show(job);
     showEarlier();
     if (hasEnded) callbacks.ended(job);
   } catch (error) {
     if (!(error instanceof Refused)) throw error;
-    if (current.id === id && error.status) { byId("job").hidden = false; byId("job").replaceChildren(h("p", { class: "error" }, error.message)); return; }
+    if (current.id === id && error.status) {
+      byId("job").hidden = false;
+      byId("job").replaceChildren(h("p", { class: "error" }, error.message));
+      return;
+    }
     // the server may be back soon: a job lives longer than it
     byId("start-note").textContent = error.message;
   }
@@ -72,9 +85,10 @@ async function look() {
 
 /** All that are new, newest first, page by page. */
 async function readEvents(id) {
+  const path = `/v1/fine_tuning/jobs/${encodeURIComponent(id)}/events?limit=100`;
   let after = "";
   for (;;) {
-    const found = await ask("GET", `/v1/fine_tuning/jobs/${encodeURIComponent(id)}/events?limit=100${after && `&after=${encodeURIComponent(after)}`}`);
+    const found = await ask("GET", path + (after && `&after=${encodeURIComponent(after)}`));
     const news = found.data.filter((event) => !seen.has(event.id));
     for (const event of news) seen.set(event.id, event);
     if (!found.has_more || news.length < found.data.length || !found.data.length) return;
@@ -87,46 +101,88 @@ async function readEvents(id) {
 function show(job) {
   const box = byId("job");
   const { step, total_steps: total } = job.progress ?? {};
-  const outcome = job.status === "succeeded"
-    ? [h("p", {}, "The adapter is served as ", h("code", {}, job.fine_tuned_model), "."),
-      h("button", { type: "button", class: "primary", onclick: () => callbacks.chat(job.fine_tuned_model) }, "Chat with it")]
-    : job.status === "failed" ? [h("p", { class: "error" }, job.error?.message ?? "It failed, and nothing says why.")] : [];
+  const outcome =
+    job.status === "succeeded"
+      ? [
+          h("p", {}, "The adapter is served as ", h("code", {}, job.fine_tuned_model), "."),
+          h(
+            "button",
+            { type: "button", class: "primary", onclick: () => callbacks.chat(job.fine_tuned_model) },
+            "Chat with it",
+          ),
+        ]
+      : job.status === "failed"
+        ? [h("p", { class: "error" }, job.error?.message ?? "It failed, and nothing says why.")]
+        : [];
   // what can be pressed stays the same element while it is the same, so that the focus stays
   const key = `${job.id} ${job.status}`;
   if (box.dataset.key !== key) {
     box.dataset.key = key;
     box.replaceChildren(
-      h("div", { class: "head" }, h("h2", {}, nameOf(job)), h("span", { class: `chip ${job.status}`, role: "status" }, WORDS[job.status] ?? job.status)),
-      h("progress", { "aria-label": "Steps done", hidden: job.status === "failed" }), h("p", { class: "hint steps" }), h("div", { class: "outcome" }, outcome),
-      h("div", { class: "picture" }), h("div", { class: "buttons" }, actions(job)),
-      h("details", { class: "log" }, h("summary", {}, "Log"), h("ul", { tabindex: "0" })));
+      h(
+        "div",
+        { class: "head" },
+        h("h2", {}, nameOf(job)),
+        h("span", { class: `chip ${job.status}`, role: "status" }, WORDS[job.status] ?? job.status),
+      ),
+      h("progress", { "aria-label": "Steps done", hidden: job.status === "failed" }),
+      h("p", { class: "hint steps" }),
+      h("div", { class: "outcome" }, outcome),
+      h("div", { class: "picture" }),
+      h("div", { class: "buttons" }, actions(job)),
+      h("details", { class: "log" }, h("summary", {}, "Log"), h("ul", { tabindex: "0" })),
+    );
   }
   box.hidden = false;
   const bar = box.querySelector("progress");
-  if (total) { bar.max = total; bar.value = step ?? 0; } else if (ENDS.includes(job.status)) bar.hidden = true;
+  if (total) {
+    bar.max = total;
+    bar.value = step ?? 0;
+  } else if (ENDS.includes(job.status)) bar.hidden = true;
   box.querySelector(".steps").textContent = steps(job);
-  const messages = [...seen.values()].filter((event) => event.type !== "metrics").sort((a, b) => a.created_at - b.created_at);
-  box.querySelector(".log ul").replaceChildren(...messages.map((event) => h("li", { class: event.level === "error" ? "error" : "" },
-    h("time", {}, new Date(event.created_at * 1000).toLocaleTimeString()), ` ${event.message}`)));
+  const messages = [...seen.values()]
+    .filter((event) => event.type !== "metrics")
+    .sort((a, b) => a.created_at - b.created_at);
+  box
+    .querySelector(".log ul")
+    .replaceChildren(
+      ...messages.map((event) =>
+        h(
+          "li",
+          { class: event.level === "error" ? "error" : "" },
+          h("time", {}, new Date(event.created_at * 1000).toLocaleTimeString()),
+          ` ${event.message}`,
+        ),
+      ),
+    );
   curve();
 }
 
 function curve() {
   const box = byId("job").querySelector(".picture");
   if (!box || byId("panel-train").hidden) return;
-  const points = (name) => [...seen.values()].filter((event) => typeof event.data?.[name] === "number").map((event) => [event.data.step, event.data[name]]).sort((a, b) => a[0] - b[0]);
+  const points = (name) =>
+    [...seen.values()]
+      .filter((event) => typeof event.data?.[name] === "number")
+      .map((event) => [event.data.step, event.data[name]])
+      .sort((a, b) => a[0] - b[0]);
   const train = points("train_loss");
-  if (!train.length && ENDS.includes(current.status)) { box.replaceChildren(); return; }
+  if (!train.length && ENDS.includes(current.status)) {
+    box.replaceChildren();
+    return;
+  }
   drawCurve(box, train, points("valid_loss"), current.progress?.total_steps);
 }
 
 function steps(job) {
   const { step, total_steps: total, elapsed, train_loss: loss } = job.progress ?? {};
-  if (job.status === "queued") return job.queue_position ? `${count(job.queue_position, "job")} before it in the queue` : "begins soon";
+  if (job.status === "queued")
+    return job.queue_position ? `${count(job.queue_position, "job")} before it in the queue` : "begins soon";
   if (!step) return job.status === "running" ? "the model is being loaded" : "";
   const parts = [`step ${step}${total ? ` of ${total}` : ""}`];
   if (job.status === "running" && step === total) parts.push("nearly done");
-  else if (job.status === "running" && total && elapsed) parts.push(`about ${duration((elapsed / step) * (total - step))} left`);
+  else if (job.status === "running" && total && elapsed)
+    parts.push(`about ${duration((elapsed / step) * (total - step))} left`);
   if (job.status === "succeeded" && elapsed) parts.push(`took ${duration(elapsed)}`);
   if (loss !== null && loss !== undefined) parts.push(`loss ${rounded(loss)}`);
   return parts.join(" · ");
@@ -136,7 +192,9 @@ const nameOf = (job) => job.suffix || job.fine_tuned_model || job.id;
 
 function actions(job) {
   const turn = (what) => async () => {
-    try { await ask("POST", `/v1/fine_tuning/jobs/${encodeURIComponent(job.id)}/${what}`); } catch (error) {
+    try {
+      await ask("POST", `/v1/fine_tuning/jobs/${encodeURIComponent(job.id)}/${what}`);
+    } catch (error) {
       if (!(error instanceof Refused)) throw error;
       byId("start-note").textContent = error.message;
     }
@@ -145,15 +203,28 @@ function actions(job) {
   const press = (words, what) => h("button", { type: "button", onclick: turn(what) }, words);
   if (ENDS.includes(job.status)) return [];
   const cancel = confirmButton("Cancel", "Really cancel?", turn("cancel"));
-  return [job.status === "running" && press("Pause", "pause"), job.status === "paused" && press("Go on", "resume"), cancel];
+  return [
+    job.status === "running" && press("Pause", "pause"),
+    job.status === "paused" && press("Go on", "resume"),
+    cancel,
+  ];
 }
 
 function showEarlier() {
   const others = jobs.filter((job) => job.id !== current?.id);
   byId("earlier").hidden = !others.length;
-  const entry = (job) => h("li", {}, h("button", { type: "button", class: "quiet", onclick: () => follow(job.id) },
-    h("span", { class: "name" }, nameOf(job)), h("span", { class: `chip ${job.status}` }, WORDS[job.status] ?? job.status),
-    h("time", {}, new Date(job.created_at * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" }))));
+  const entry = (job) =>
+    h(
+      "li",
+      {},
+      h(
+        "button",
+        { type: "button", class: "quiet", onclick: () => follow(job.id) },
+        h("span", { class: "name" }, nameOf(job)),
+        h("span", { class: `chip ${job.status}` }, WORDS[job.status] ?? job.status),
+        h("time", {}, new Date(job.created_at * 1000).toLocaleString([], { dateStyle: "medium", timeStyle: "short" })),
+      ),
+    );
   const list = byId("earlier").querySelector("ul");
   const key = others.map((job) => job.id + job.status).join();
   if (list.dataset.key === key) return;

@@ -24,9 +24,18 @@ function blocks(lines, depth) {
   const found = [];
   let at = 0;
   while (at < lines.length) {
-    if (!lines[at].trim()) { at += 1; continue; }
-    const [element, next] = fence(lines, at) ?? heading(lines, at) ?? rule(lines, at) ?? quote(lines, at, depth)
-      ?? list(lines, at, depth) ?? table(lines, at) ?? paragraph(lines, at);
+    if (!lines[at].trim()) {
+      at += 1;
+      continue;
+    }
+    const [element, next] =
+      fence(lines, at) ??
+      heading(lines, at) ??
+      rule(lines, at) ??
+      quote(lines, at, depth) ??
+      list(lines, at, depth) ??
+      table(lines, at) ??
+      paragraph(lines, at);
     found.push(element);
     at = next;
   }
@@ -87,7 +96,8 @@ function list(lines, at, depth) {
       const indent = line.length - line.trimStart().length;
       if (line.trim() && indent < Math.min(width, 2)) {
         // a paragraph goes on in lines that begin at the margin
-        const isNew = !lines[end - 1].trim() || ITEM.test(line) || HEADING.test(line) || FENCE.test(line) || QUOTE.test(line);
+        const isNew =
+          !lines[end - 1].trim() || ITEM.test(line) || HEADING.test(line) || FENCE.test(line) || QUOTE.test(line);
         if (isNew) break;
       } else if (line.trim() && indent < width && ITEM.test(line)) {
         break;
@@ -108,26 +118,56 @@ function tight(found) {
 }
 
 function table(lines, at) {
-  if (!lines[at].includes("|") || at + 1 >= lines.length || !lines[at + 1].includes("-") || !TABLE.test(lines[at + 1])) return null;
+  if (!lines[at].includes("|") || at + 1 >= lines.length || !lines[at + 1].includes("-") || !TABLE.test(lines[at + 1]))
+    return null;
   const head = cells(lines[at]);
   if (cells(lines[at + 1]).length !== head.length) return null;
   const rows = [];
   let end = at + 2;
   for (; end < lines.length && lines[end].includes("|"); end += 1) rows.push(cells(lines[end]));
-  const row = (tag, texts) => h("tr", {}, head.map((_, i) => h(tag, {}, inline(texts[i] ?? ""))));
-  const made = h("table", {}, h("thead", {}, row("th", head)), h("tbody", {}, rows.map((texts) => row("td", texts))));
+  const row = (tag, texts) =>
+    h(
+      "tr",
+      {},
+      head.map((_, i) => h(tag, {}, inline(texts[i] ?? ""))),
+    );
+  const made = h(
+    "table",
+    {},
+    h("thead", {}, row("th", head)),
+    h(
+      "tbody",
+      {},
+      rows.map((texts) => row("td", texts)),
+    ),
+  );
   return [h("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": "Table" }, made), end];
 }
 
 function cells(line) {
-  return line.trim().replace(/^\||\|$/g, "").split("|").map((text) => text.trim());
+  return line
+    .trim()
+    .replace(/^\||\|$/g, "")
+    .split("|")
+    .map((text) => text.trim());
 }
 
 function paragraph(lines, at) {
   let end = at + 1;
-  while (end < lines.length && lines[end].trim() && !FENCE.test(lines[end]) && !HEADING.test(lines[end])
-    && !QUOTE.test(lines[end]) && !ITEM.test(lines[end]) && !RULE.test(lines[end])) end += 1;
-  const text = lines.slice(at, end).map((line) => line.trim()).join("\n");
+  while (
+    end < lines.length &&
+    lines[end].trim() &&
+    !FENCE.test(lines[end]) &&
+    !HEADING.test(lines[end]) &&
+    !QUOTE.test(lines[end]) &&
+    !ITEM.test(lines[end]) &&
+    !RULE.test(lines[end])
+  )
+    end += 1;
+  const text = lines
+    .slice(at, end)
+    .map((line) => line.trim())
+    .join("\n");
   return [h("p", {}, inline(text)), end];
 }
 
@@ -140,7 +180,10 @@ export function inline(text, depth = 0) {
   const gone = new Set();
   let plain = "";
   let at = 0;
-  const flush = () => { if (plain) found.push(plain); plain = ""; };
+  const flush = () => {
+    if (plain) found.push(plain);
+    plain = "";
+  };
   while (at < text.length) {
     const part = depth > DEEPEST ? null : special(text, at, depth, gone);
     if (part === null) {
@@ -162,21 +205,35 @@ export function inline(text, depth = 0) {
 /** What begins here and where it ends, null if this is a letter like any other. */
 function special(text, at, depth, gone) {
   switch (text[at]) {
-    case "\n": return [h("br"), at + 1];
-    case "\\": return /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "") ? [text[at + 1], at + 2] : null;
-    case "`": return code(text, at, gone);
-    case "*": case "_": case "~": return emphasis(text, at, depth, gone);
-    case "!": return text[at + 1] === "[" ? link(text, at + 1, depth, gone) : null;
-    case "[": return link(text, at, depth, gone);
-    case "h": case "H": return address(text, at);
-    default: return null;
+    case "\n":
+      return [h("br"), at + 1];
+    case "\\":
+      return /[!-/:-@[-`{-~]/.test(text[at + 1] ?? "") ? [text[at + 1], at + 2] : null;
+    case "`":
+      return code(text, at, gone);
+    case "*":
+    case "_":
+    case "~":
+      return emphasis(text, at, depth, gone);
+    case "!":
+      return text[at + 1] === "[" ? link(text, at + 1, depth, gone) : null;
+    case "[":
+      return link(text, at, depth, gone);
+    case "h":
+    case "H":
+      return address(text, at);
+    default:
+      return null;
   }
 }
 
 function code(text, at, gone) {
   const sign = run(text, at);
   const end = gone.has(sign) ? -1 : closing(text, at + sign.length, sign);
-  if (end < 0) { gone.add(sign); return [sign, at + sign.length]; }
+  if (end < 0) {
+    gone.add(sign);
+    return [sign, at + sign.length];
+  }
   return [h("code", {}, text.slice(at + sign.length, end).trim()), end + sign.length];
 }
 
@@ -197,7 +254,7 @@ function closing(text, from, sign) {
   return -1;
 }
 
-const TAGS = { "*": "em", "_": "em", "**": "strong", "__": "strong", "~~": "del" };
+const TAGS = { "*": "em", _: "em", "**": "strong", __: "strong", "~~": "del" };
 
 function emphasis(text, at, depth, gone) {
   const whole = run(text, at);
@@ -209,7 +266,10 @@ function emphasis(text, at, depth, gone) {
   if (!tag || gone.has(sign)) return [whole, at + whole.length];
   let end = text.indexOf(sign, at + sign.length);
   while (end >= 0 && !closes(text, end, sign)) end = text.indexOf(sign, end + run(text, end).length);
-  if (end < 0) { gone.add(sign); return [whole, at + whole.length]; }
+  if (end < 0) {
+    gone.add(sign);
+    return [whole, at + whole.length];
+  }
   // of a longer run that ends here, the last signs are ours: **a *b***
   const last = run(text, end).length - sign.length;
   const inside = text.slice(at + sign.length, end + last);
@@ -228,11 +288,17 @@ const LONGEST_LINK = 2000;
 function link(text, at, depth, gone) {
   if (gone.has("](")) return null;
   const middle = text.indexOf("](", at);
-  if (middle < 0) { gone.add("]("); return null; }
+  if (middle < 0) {
+    gone.add("](");
+    return null;
+  }
   const end = text.slice(middle, middle + LONGEST_LINK).indexOf(")");
   const words = text.slice(at + 1, middle);
   if (end < 0 || words.length > LONGEST_LINK || words.includes("[")) return null;
-  const to = text.slice(middle + 2, middle + end).trim().split(/\s/)[0];
+  const to = text
+    .slice(middle + 2, middle + end)
+    .trim()
+    .split(/\s/)[0];
   // what cannot be followed stays as it was written
   if (!SAFE.test(to)) return null;
   return [anchor(to, inline(words, DEEPEST)), middle + end + 1];

@@ -17,7 +17,9 @@ export function showPreviews(rows) {
   clearTimeout(timer);
   last?.abort();
   const boxes = [...byId("rows").querySelectorAll(".preview")];
-  boxes.forEach((box, i) => { box.hidden = !rows[i] || isBlank(rows[i]); });
+  boxes.forEach((box, i) => {
+    box.hidden = !rows[i] || isBlank(rows[i]);
+  });
   const wanted = rows.map((row, i) => [row, boxes[i]]).filter(([row]) => !isBlank(row));
   if (!wanted.length) byId("rows-legend").replaceChildren();
   if (!wanted.length || byId("panel-train").hidden) return;
@@ -69,7 +71,11 @@ function previewOf(told, names, marks) {
 
 /** {positions, layers, …} → "l1, layers 8–29". */
 export function groupWords(group) {
-  const layers = Array.isArray(group.layers) ? `layers ${ranges(group.layers)}` : group.layers ? `layers ${group.layers}` : "all layers";
+  const layers = Array.isArray(group.layers)
+    ? `layers ${ranges(group.layers)}`
+    : group.layers
+      ? `layers ${group.layers}`
+      : "all layers";
   return `${group.positions}, ${layers}`;
 }
 

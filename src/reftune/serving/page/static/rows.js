@@ -10,16 +10,27 @@ export const FORMS = {
 };
 // columns, by the form that `reftune train` would give them
 const COLUMNS = [
-  ["prompt", "completion", "prompt"], ["instruction", "output", "instruction"], ["question", "answer", "instruction"],
-  ["text", "label", "instruction"], ["sentence", "label", "instruction"],
+  ["prompt", "completion", "prompt"],
+  ["instruction", "output", "instruction"],
+  ["question", "answer", "instruction"],
+  ["text", "label", "instruction"],
+  ["sentence", "label", "instruction"],
 ];
-const HEADS = [...COLUMNS.map(([prompt, answer]) => [prompt, answer]), ["prompt", "answer"], ["prompt", "response"], ["input", "output"],
-  ["question", "response"], ["user", "assistant"], ["message", "answer"], ["source", "target"]];
+const HEADS = [
+  ...COLUMNS.map(([prompt, answer]) => [prompt, answer]),
+  ["prompt", "answer"],
+  ["prompt", "response"],
+  ["input", "output"],
+  ["question", "response"],
+  ["user", "assistant"],
+  ["message", "answer"],
+  ["source", "target"],
+];
 const LONGEST_SHOWN = 60;
 // columns that a chat template is given
 const CHAT_ONLY = ["tools", "documents", "chat_template_kwargs"];
 
-/** {rows, form, problems, leftOver}: `form` is null where the source does not say; `leftOver` holds what was not read. */
+/** {rows, form, problems, leftOver}: `form` is null where the source does not say, `leftOver` what was not read. */
 export function parse(text) {
   const trimmed = text.replace(/^\ufeff/, "").trim();
   if (!trimmed) return { rows: [], form: null, problems: ["There is nothing to read."], leftOver: "" };
@@ -38,11 +49,17 @@ function parseJson(text) {
     }
   }
   const lines = text.split(/\r?\n/);
-  return read(lines.map((line, i) => [`Line ${i + 1}`, line.trim() && parsed(line), line]).filter(([, record]) => record !== ""));
+  return read(
+    lines.map((line, i) => [`Line ${i + 1}`, line.trim() && parsed(line), line]).filter(([, record]) => record !== ""),
+  );
 }
 
 function parsed(line) {
-  try { return JSON.parse(line); } catch (error) { return error; }
+  try {
+    return JSON.parse(line);
+  } catch (error) {
+    return error;
+  }
 }
 
 function read(records) {
@@ -65,7 +82,8 @@ function read(records) {
 }
 
 function rowOf(record) {
-  if (record === null || typeof record !== "object" || Array.isArray(record)) throw new Error("is no object with columns");
+  if (record === null || typeof record !== "object" || Array.isArray(record))
+    throw new Error("is no object with columns");
   const { messages, ...rest } = record;
   if (messages) return [withRest(rowOfTurns(messages), rest), "messages"];
   if (Array.isArray(record.prompt) || Array.isArray(record.completion)) {
@@ -78,7 +96,11 @@ function rowOf(record) {
       return [withRest({ prompt: String(prompt), answer: String(answer) }, others), form];
     }
   }
-  throw new Error(`has the columns ${Object.keys(record).join(", ").slice(0, LONGEST_SHOWN) || "of nobody"}; what is needed is “messages”, or “prompt” and “completion”, or “instruction” and “output”`);
+  const names = Object.keys(record).join(", ").slice(0, LONGEST_SHOWN);
+  throw new Error(
+    `has ${names ? `the columns ${names}` : "no columns"}; what is needed is “messages”, ` +
+      "or “prompt” and “completion”, or “instruction” and “output”",
+  );
 }
 
 const isText = (value) => typeof value === "string" || typeof value === "number";
@@ -88,7 +110,8 @@ function rowOfTurns(messages) {
   if (!Array.isArray(messages) || messages.length < 2) throw new Error("has no “messages” of at least two turns");
   const last = messages.at(-1);
   const before = messages.at(-2);
-  if (last.role !== "assistant" || before.role !== "user") throw new Error("does not end with a turn of the user and one of the assistant");
+  if (last.role !== "assistant" || before.role !== "user")
+    throw new Error("does not end with a turn of the user and one of the assistant");
   if (typeof last.content !== "string" || typeof before.content !== "string" || Object.keys(last).length > 2) {
     throw new Error("has a last turn that is not just text, which this table cannot show; use `reftune train` for it");
   }
@@ -120,10 +143,18 @@ function parseTable(text) {
       return;
     }
     const many = names ? "too few columns" : filled === 1 ? "one column" : `${filled} columns`;
-    problems.push(`Row ${i + 1 + Boolean(names)} has ${many}; two are needed, prompt and answer${filled > 2 && !names ? ", or a first row that names the columns “prompt” and “answer”" : ""}`);
+    problems.push(
+      `Row ${i + 1 + Boolean(names)} has ${many}; two are needed, prompt and answer` +
+        (filled > 2 && !names ? ", or a first row that names the columns “prompt” and “answer”" : ""),
+    );
     left.push(row.map((cell) => quoted(cell, sign)).join(sign));
   });
-  return { rows, form: null, problems, leftOver: left.length && names ? [table[0].join(sign), ...left].join("\n") : left.join("\n") };
+  return {
+    rows,
+    form: null,
+    problems,
+    leftOver: left.length && names ? [table[0].join(sign), ...left].join("\n") : left.join("\n"),
+  };
 }
 
 /** Cells of comma- or tab-separated text; quoted ones may hold signs, lines and doubled quotes. */
@@ -137,7 +168,11 @@ export function cells(text, sign) {
       at += 1;
       for (;;) {
         const end = text.indexOf('"', at);
-        if (end < 0) { cell += text.slice(at); at = text.length; break; }
+        if (end < 0) {
+          cell += text.slice(at);
+          at = text.length;
+          break;
+        }
         cell += text.slice(at, end);
         at = end + 1;
         if (text[at] !== '"') break;
@@ -148,7 +183,10 @@ export function cells(text, sign) {
     const from = at;
     while (at < text.length && text[at] !== sign && text[at] !== "\n") at += 1;
     row.push(cell + text.slice(from, at).replace(/\r$/, ""));
-    if (text[at] === sign) { at += 1; continue; }
+    if (text[at] === sign) {
+      at += 1;
+      continue;
+    }
     table.push(row);
     row = [];
     if (at >= text.length) return table;
@@ -185,9 +223,16 @@ export const isBlank = (row) => !row.prompt.trim() && !row.answer.trim();
 
 /** Why the rows cannot be trained, in words, or null; blank ones are left out. */
 export function whyNot(rows, form) {
-  const only = form === "messages" ? -1 : rows.findIndex((row) => row.before || CHAT_ONLY.some((name) => row.rest?.[name]));
-  if (only >= 0) return `Row ${only + 1} has more than a prompt and an answer: ${told(rows[only])}. Only chat messages can hold that; choose them above the table.`;
-  const lacking = rows.flatMap((row, i) => (isBlank(row) ? [] : !row.prompt.trim() ? [[i, "prompt"]] : !row.answer.trim() ? [[i, "answer"]] : []));
+  const only =
+    form === "messages" ? -1 : rows.findIndex((row) => row.before || CHAT_ONLY.some((name) => row.rest?.[name]));
+  if (only >= 0)
+    return (
+      `Row ${only + 1} has more than a prompt and an answer: ${told(rows[only])}. ` +
+      "Only chat messages can hold that; choose them above the table."
+    );
+  const lacking = rows.flatMap((row, i) =>
+    isBlank(row) ? [] : !row.prompt.trim() ? [[i, "prompt"]] : !row.answer.trim() ? [[i, "answer"]] : [],
+  );
   if (lacking.length) {
     const [at, what] = lacking[0];
     const others = lacking.length > 1 ? `, and ${lacking.length - 1} more rows lack something` : "";

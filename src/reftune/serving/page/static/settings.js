@@ -28,9 +28,14 @@ export function startSettings(onChange) {
 const fields = () => document.querySelectorAll("[data-setting]");
 
 function show() {
-  for (const field of fields()) if (field.value !== (settings[field.dataset.setting] ?? "")) field.value = settings[field.dataset.setting] ?? "";
-  const changed = Object.entries(settings).filter(([name, value]) => value && name !== "suffix" && name !== "own").length;
-  byId("teach-settings").firstElementChild.textContent = changed ? `Settings: ${changed} chosen by you` : "Settings: all are chosen for you";
+  for (const field of fields())
+    if (field.value !== (settings[field.dataset.setting] ?? "")) field.value = settings[field.dataset.setting] ?? "";
+  const changed = Object.entries(settings).filter(
+    ([name, value]) => value && name !== "suffix" && name !== "own",
+  ).length;
+  byId("teach-settings").firstElementChild.textContent = changed
+    ? `Settings: ${changed} chosen by you`
+    : "Settings: all are chosen for you";
   document.querySelector("[data-setting=own]").parentElement.hidden = settings.positions !== "own";
 }
 

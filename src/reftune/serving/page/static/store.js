@@ -1,4 +1,4 @@
-// What a reload must not lose, in this browser. A browser that keeps nothing, or has no room left, is no reason to fail.
+// What a reload must not lose, in this browser. One that keeps nothing, or has no room left, is no reason to fail.
 
 const PREFIX = "reftune.";
 
@@ -22,9 +22,17 @@ export function keep(name, value) {
 }
 
 export function keepKey(key) {
-  try { sessionStorage.setItem(`${PREFIX}key`, key); } catch { /* it is asked for again */ }
+  try {
+    sessionStorage.setItem(`${PREFIX}key`, key);
+  } catch {
+    /* it is asked for again */
+  }
 }
 
 export function keptKey() {
-  try { return sessionStorage.getItem(`${PREFIX}key`); } catch { return null; }
+  try {
+    return sessionStorage.getItem(`${PREFIX}key`);
+  } catch {
+    return null;
+  }
 }

@@ -9,13 +9,19 @@ export function tokenStrip(tokens, marks, { border = null, label = "Tokens of th
   const spans = tokens.map(({ text, mark }, i) => {
     const name = `token${mark === null ? "" : ` mark mark-${mark % COLOURS}`}${i === border ? " border" : ""}`;
     const told = mark === null ? null : marks[mark];
-    return h("span", { class: name, title: told }, visible(text), told && h("span", { class: "unseen" }, ` (edited: ${told}) `));
+    return h(
+      "span",
+      { class: name, title: told },
+      visible(text),
+      told && h("span", { class: "unseen" }, ` (edited: ${told}) `),
+    );
   });
   return h("p", { class: "tokens", tabindex: "0", role: "group", "aria-label": label }, spans);
 }
 
 export function legend(marks) {
-  const entry = (mark, i) => h("li", {}, h("span", { class: `token mark mark-${i % COLOURS}`, "aria-hidden": "true" }, "a"), mark);
+  const entry = (mark, i) =>
+    h("li", {}, h("span", { class: `token mark mark-${i % COLOURS}`, "aria-hidden": "true" }, "a"), mark);
   return h("ul", { class: "legend" }, marks.map(entry));
 }
 

@@ -13,12 +13,18 @@ export function startTrain(base) {
   baseOf = base;
   startTable();
   startSettings(previews);
-  byId("teach").addEventListener("submit", (event) => { event.preventDefault(); start(); });
+  byId("teach").addEventListener("submit", (event) => {
+    event.preventDefault();
+    start();
+  });
 }
 
 async function start() {
   const problem = whyNot(table.rows, table.form) ?? nameProblem();
-  if (problem) { tell(problem, true); return; }
+  if (problem) {
+    tell(problem, true);
+    return;
+  }
   byId("start").disabled = true;
   tell("Sending the examples…");
   try {
@@ -39,7 +45,8 @@ async function start() {
 
 function nameProblem() {
   const name = settings.suffix?.trim() ?? "";
-  return /^[\w.-]*$/.test(name) ? null : `The name “${name}” cannot be: use letters, digits, “_”, “.” and “-”.`;
+  if (/^([a-z0-9][\w.-]*)?$/i.test(name)) return null;
+  return `The name “${name}” cannot be: use letters, digits, “_”, “.” and “-”, beginning with one of the first two.`;
 }
 
 async function upload(rows, name) {
