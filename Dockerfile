@@ -13,7 +13,7 @@ ARG TORCH_INDEX=
 COPY pyproject.toml README.md LICENSE CHANGELOG.md constraints.txt ./
 COPY src src
 RUN pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch \
-    && pip install --no-cache-dir -c constraints.txt '.[serve,ui,demo]' \
+    && pip install --no-cache-dir -c constraints.txt '.[serve,demo]' \
     && useradd --create-home server
 USER server
 ENV HF_HOME=/home/server/cache

@@ -51,7 +51,7 @@ class Demo:
 
     def examples(self) -> list[dict[str, Any]]:
         """The ten records that the package ships."""
-        text = (resources.files("reftune.cli") / f"demo_{self.name}.jsonl").read_text(encoding="utf-8")
+        text = (resources.files("reftune.data") / f"demo_{self.name}.jsonl").read_text(encoding="utf-8")
         return [json.loads(line) for line in text.splitlines()]
 
 

@@ -126,7 +126,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="where adapters may be loaded from at run time; may be repeated",
     )
-    add("--ui", action="store_true", help="a chat page at /ui")
+    add("--ui", action="store_true", help="a page at /ui: chat, train, adapters")
     add_flags(parser)
     return parser
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 import importlib.util
 
 from ...errors import MissingExtraError
-from ..page import check_page
 from .settings import ServeSettings
 
 __all__ = ["ServeSettings", "serve_embedded"]
@@ -23,14 +22,12 @@ def serve_embedded(settings: ServeSettings) -> None:
     """Load the model and its adapters, answer requests until SIGTERM or SIGINT, finish what runs, and return.
 
     Raises:
-        MissingExtraError: FastAPI, uvicorn or prometheus-client are not installed, or what the page needs.
+        MissingExtraError: FastAPI, uvicorn or prometheus-client are not installed.
         ReftuneError: the model or an adapter cannot be loaded.
     """
     for module, package in (("fastapi", "fastapi"), ("uvicorn", "uvicorn"), ("prometheus_client", "prometheus-client")):
         if importlib.util.find_spec(module) is None:
             raise MissingExtraError(package, extra="serve")
-    if settings.ui:
-        check_page()
     from .server import run  # noqa: PLC0415 — only now is it known that the extra is there
 
     run(settings)

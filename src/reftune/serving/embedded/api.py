@@ -102,8 +102,7 @@ def make_app(service: Service) -> FastAPI:
         app.include_router(jobs_router(lambda: jobs))
     install_handlers(app)
     if service.settings.ui:
-        key = service.settings.api_key
-        attach_page(app, keys=() if key is None else (key,))
+        attach_page(app, cards=lambda _: {entry.name: entry.card for entry in service.engine.bank})
     return app
 
 

@@ -59,7 +59,7 @@ class Gate:
         page: str | None = None,
         larger: Mapping[str, int] | None = None,
     ) -> None:
-        """`page`: below this path, others ask for the key.  `larger`: paths whose bodies have a limit of their own."""
+        """`page`: below it, nobody is asked for the key.  `larger`: paths whose bodies have a limit of their own."""
         self.app = app
         self.key = None if api_key is None else api_key.encode()
         self.max_body_bytes = max_body_bytes
@@ -165,7 +165,6 @@ class Gate:
             raise _stopping()
 
     def _is_answered_to_the_end(self, scope: Any) -> bool:
-        # the page tells what was asked before; what it asks from now on is refused as all else
         return scope["path"] in ANSWERED_TO_THE_END or self._is_page(scope)
 
     def _is_page(self, scope: Any) -> bool:

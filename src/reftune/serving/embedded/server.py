@@ -66,8 +66,7 @@ class EmbeddedServer(uvicorn.Server):
                 timeout_keep_alive=KEEP_ALIVE,
                 # all is answered by then; what is left are clients that do not read it
                 timeout_graceful_shutdown=int(PATIENCE),
-                # the page's events are handled by tasks that begin with it
-                lifespan="on" if settings.ui else "off",
+                lifespan="off",
             )
         )
 

@@ -62,7 +62,7 @@ class ServeSettings:
     max_adapters: int = 512
     max_adapter_bytes: int = WEIGHTS_LIMIT
     ui: bool = False
-    """Whether there is a chat page, at /ui."""
+    """Whether there is a page, at /ui."""
     fine_tuning: FineTuning | None = None
     """Whether adapters are trained too, and within what limits."""
     log_level: str = "info"

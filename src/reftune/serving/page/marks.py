@@ -2,7 +2,7 @@
 
 An adapter is what `/v1/reft_adapters` says of it: `sites` and, of each, its `layers`.
 
-Must not know: HTTP, Gradio, how positions are counted.
+Must not know: HTTP, how positions are counted.
 """
 
 from __future__ import annotations

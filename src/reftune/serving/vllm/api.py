@@ -8,7 +8,6 @@ Must not know: workers, weights.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -65,8 +64,7 @@ class ReftEndpoints:
             app.include_router(jobs_router(lambda: app.state.reft_jobs))
             app.router.lifespan_context = _with_jobs(app.router.lifespan_context)
         if getattr(args, "ui", False):
-            keys = [key for key in (args.api_key or [os.environ.get("VLLM_API_KEY")]) if key]
-            attach_page(app, keys=keys, scheme="https" if args.ssl_certfile else "http")
+            attach_page(app, cards=lambda request: request.app.state.openai_serving_models.lora_requests.cards())
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         """Load the adapters of the command line, before the server listens."""

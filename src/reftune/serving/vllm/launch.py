@@ -24,7 +24,6 @@ from ...models import resolve_model
 from ..adapters import read_adapter
 from ..jobs import FineTuning, add_flags, fine_tuning_of
 from ..modules import folder_of, parse_modules
-from ..page import check_page
 from . import problem
 from .adapters import Reader
 from .options import KEY, check_content_name, options_of, refusal_of
@@ -195,22 +194,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--reft-adapter-folder", action="append", metavar="DIR", help="where adapters may be loaded from at run time"
     )
     add_flags(group)
-    group.add_argument("--ui", action="store_true", help="a chat page at /ui; needs one API process")
+    group.add_argument("--ui", action="store_true", help="a page at /ui: chat, train, adapters")
 
 
 def allow_page(args: argparse.Namespace) -> None:
-    """What happens on the page is known to one process only, so that there is one.
+    """Refuse what stands against the page.
 
     Raises:
-        ReftuneError: other arguments stand against the page, or its packages are missing.
+        ReftuneError: no browser could reach it.
     """
-    check_page()
-    if args.api_server_count not in (None, 1):
-        raise ReftuneError(f"--ui needs one API process, not --api-server-count {args.api_server_count}")
     if args.headless or args.uds:
         raise ReftuneError("--ui needs a port that browsers reach; leave --headless and --uds out")
-    # with several engines it would be one for each
-    args.api_server_count = 1
 
 
 def allow_plugin() -> None:
