@@ -118,9 +118,12 @@ def _print(console: Console, found: dict[str, Any]) -> None:
     heads = ("first, % of stream", "second, % of stream", "cosine", "CKA", "angles, degrees")
     table = table_of(f"edits behind each layer, over {found['texts']} texts", "layer", *heads)
     for row in found["layers"]:
-        table.add_row(str(row["layer"]), *layer_cells(row, ""))
+        # below the first edits nothing is to be told
+        if row["size"] is not None or row["angles"]:
+            table.add_row(str(row["layer"]), *layer_cells(row, ""))
     show(console, table)
     table = table_of("the next token", "", "")
+    table.show_header = False
     for name, value in next_facts(found):
         table.add_row(name, plain(value))
     table.columns[1].justify = "left"

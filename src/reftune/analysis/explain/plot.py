@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from ...reporting.svg import FONT, INK, SERIES, measured
 
@@ -86,6 +87,7 @@ def lines(x: Sequence[int], series: Sequence[tuple[str, Sequence[float]]], *, la
         for (name, values), (colour, _) in zip(series, SERIES[1::-1] if len(series) > 1 else SERIES, strict=False):
             axes.plot(x, values, color=colour, label=name, marker="o", markersize=2.5, linewidth=1.4)
         axes.set_xlabel("layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         axes.set_ylim(bottom=min(0, *(value for _, values in series for value in values)) if x else 0)
         if len(series) > 1:
@@ -101,6 +103,7 @@ def points(at: Sequence[tuple[int, float]], *, label: str, top: float, ticks: Se
         axes = figure.add_axes((0.13, 0.2, 0.85, 0.76))
         axes.scatter([x for x, _ in at], [y for _, y in at], s=14, color=COLOUR, linewidths=0)
         axes.set_xlabel("layer")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel(label)
         axes.set_ylim(0, top)
         axes.set_yticks(list(ticks))
