@@ -21,7 +21,7 @@ PART ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions check format docs wheel release bench bench-quick bench-serving gpu gpu-report clean
+.PHONY: help venv venv-vllm demo test test-models test-vllm test-versions test-frontends check format docs wheel release bench bench-quick bench-serving gpu gpu-report clean
 
 help:
 	@echo 'make demo    train, save, reload and ask a small model, on the CPU'
@@ -29,6 +29,7 @@ help:
 	@echo 'make test-models  every class of transformers (6 minutes of CPU time; a third with PART=0/3)'
 	@echo 'make test-vllm  tests with vLLM on the CPU, in .venv-vllm'
 	@echo 'make test-versions  tests with the newest and the oldest transformers, PEFT and TRL, in .venv-newest and -oldest'
+	@echo 'make test-frontends TOOL=trl  the tool itself trains ReFT (trl, axolotl, ms-swift; 2 to 3 GB each; MODEL=smollm2)'
 	@echo 'make check   lint, format, types, import layers'
 	@echo 'make format  let the linter repair what it can'
 	@echo 'make docs    the documentation site, in build/site: open build/site/index.html'
@@ -87,6 +88,11 @@ test-vllm: $(VLLM)/.installed
 # Not part of a submission: the newest versions change from day to day.
 test-versions:
 	PYTHON='$(PYTHON)' MARK='$(MARK)' ARGS='$(ARGS)' scripts/versions.sh
+
+# Not part of a submission: each tool has an environment of its own. Without TOOL all of them, one after the other.
+test-frontends: $(addprefix test-frontend-,$(or $(TOOL),trl axolotl ms-swift))
+test-frontend-%:
+	PYTHON='$(PYTHON)' MODEL='$(MODEL)' scripts/frontends.sh $*
 
 check: $(STAMP)
 	$(BIN)/ruff check .
