@@ -7,12 +7,11 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ..errors import MissingExtraError, ReftuneError
@@ -88,15 +87,15 @@ def list_jobs(
         emit({"jobs": [job.model_dump() for job in jobs]})
         return
     results, _ = consoles(as_json)
-    table = Table("job", "created", "status", "step", "loss", "adapter, or what went wrong")
+    # whole: it is what `watch` and `cancel` are told
+    table = Table(Column("job", no_wrap=True), "status", "step", "loss", "adapter, or what went wrong")
     for job in jobs:
         progress = getattr(job, "progress", None) or {}
         step, loss = progress.get("step"), progress.get("train_loss")
-        created = f"{datetime.fromtimestamp(job.created_at):%Y-%m-%d %H:%M}"
         steps = f"{step} of {progress.get('total_steps')}" if step else ""
         shown = job.fine_tuned_model or (job.error.message if job.error else "")
         losses = "" if loss is None else f"{loss:.4f}"
-        table.add_row(*map(Text, (job.id, created, job.status, steps, losses, shown)))
+        table.add_row(*map(Text, (job.id, job.status, steps, losses, shown)))
     results.print(table)
 
 
