@@ -4,7 +4,8 @@ The blocks of a page run in order in one namespace and one folder, which has the
 documents use: a tiny random one for the pages in `docs`, the real one for README.md.  A `python` block is left out by
 the first line `# not run: reason`.  Lines of a shell block that begin with `reftune` are parsed; they run too if the
 block begins with `# run`.  A `yaml` block that begins with `# name.yaml` is written to that file and read as the
-configuration of a run.  A `json` block after a command with --json has the keys that the command prints.
+configuration of a run; a `yml` block that begins with `# name.yml` is a file of another program.  A `json` block
+after a command with --json has the keys that the command prints.
 
 Must not know: how anything is implemented.
 """
@@ -56,6 +57,7 @@ SLOW = (
     "explain.md",
     "own-tasks.md",
     "search.md",
+    "tools.md",
     "training.md",
     "tuner.md",
     "README.md",
@@ -200,6 +202,8 @@ def run_page(page: Path) -> None:
             exec(compile("\n" * (block.line - 1) + block.text, str(page), "exec"), namespace)
         elif block.language == "yaml":
             write_yaml(block)
+        elif block.language == "yml" and (named := re.match(r"# (\S+\.yml)\n", block.text)):
+            Path(named[1]).write_text(block.text, encoding="utf-8")
         elif block.language == "json" and printed is not None:
             assert json.loads(block.text).keys() == printed.keys(), f"{page.name}, line {block.line}"
         printed = run_shell(block, page) if block.language in SHELL and block.runs else None

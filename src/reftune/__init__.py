@@ -14,11 +14,12 @@ from .tuner import ReftLayer, ReftModel, register
 if TYPE_CHECKING:
     from .data import PromptStyle, ReftCollator, build_dataset, encode_prompt, load_records, tokenize_record
     from .generation import generate_texts
-    from .training import ReftTrainer, parameter_groups
+    from .training import Gates, ReftTrainer, parameter_groups
 
 __all__ = [
     "INTERVENTIONS",
     "DataError",
+    "Gates",
     "Intervention",
     "InterventionOptions",
     "MissingExtraError",
@@ -44,6 +45,7 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for: `import reftune` must not cost what Trainer costs.
 _LATER = {
+    "Gates": ".training",
     "PromptStyle": ".data",
     "ReftCollator": ".data",
     "ReftTrainer": ".training",

@@ -9,6 +9,7 @@ Must not know: layers, data.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,8 +75,13 @@ def write_cards(configs: Mapping[str, Any], folder: str | Path) -> None:
         write_card(Path(folder) / ("" if name == "default" else name), getattr(config, "training", None))
 
 
-def write_card(folder: str | Path, training: Training | None = None) -> None:
+def write_card(
+    folder: str | Path, training: Training | None = None, *, origin: str | None = None, of: str | Path | None = None
+) -> None:
     """Write the card of the ReFT adapter in a folder; without one there, or with a card of somebody else, nothing.
+
+    Of one that was made of another, `origin` says how; what the card in the folder `of` says of the training of that
+    one is taken over.
 
     Raises:
         ReftuneError: the disk is full, and the like.
@@ -87,7 +93,8 @@ def write_card(folder: str | Path, training: Training | None = None) -> None:
     values = read_json(config)
     if isinstance(values, dict) and values.get("peft_type") == "REFT":
         data = _metadata(values, training, _fields(path))
-        text = _text(values, training, _parameters(weights), _style(path.with_name("reftune.json")))
+        made = _training(training) if training is not None else _made(origin, of)
+        text = _text(values, training, _parameters(weights), _style(path.with_name("reftune.json")), made)
         write_text(path, f"---\n{data.to_yaml()}\n---\n\n{text}")
 
 
@@ -130,7 +137,13 @@ def _metadata(config: Mapping[str, Any], training: Training | None, kept: dict[s
     return ModelCardData(**values, tags=sorted(tags))
 
 
-def _text(config: Mapping[str, Any], training: Training | None, parameters: int | None, style: str | None) -> str:
+def _text(
+    config: Mapping[str, Any],
+    training: Training | None,
+    parameters: int | None,
+    style: str | None,
+    made: Sequence[str],
+) -> str:
     base = config.get("base_model_name_or_path")
     groups = _groups(config)
     share = "" if training is None or training.share is None else f", {100 * training.share:.3g} % of the model"
@@ -150,7 +163,7 @@ def _text(config: Mapping[str, Any], training: Training | None, parameters: int 
         "## What is edited\n",
         *_table([*EDITED[:-1], "rank"], rows),
         USE.format(kind=CLASSES.get(str(config.get("task_type")), "AutoPeftModel"), base=named(base)),
-        *([] if training is None else _training(training)),
+        *made,
         "## Licence\n\nNot stated here; that of the base model holds for its use with this adapter.\n",
         f"### Framework versions\n\n- PEFT {peft_version}",
     ]
@@ -166,6 +179,17 @@ def _training(training: Training) -> list[str]:
     if training.eval_loss is not None:
         told["evaluation loss"] = f"{training.eval_loss:.4g}"
     return ["## Training\n", *_table(["", ""], [[name, _cell(value)] for name, value in told.items()])]
+
+
+def _made(origin: str | None, of: str | Path | None) -> list[str]:
+    """How an adapter was made of another, and how that one was trained."""
+    if origin is None:
+        return []
+    path = Path(of or "") / CARD
+    text = path.read_text(encoding="utf-8", errors="replace") if of is not None and path.is_file() else ""
+    found = re.search(r"^## Training\n.*?(?=^## )", text, re.DOTALL | re.MULTILINE) if MARK in text else None
+    trained = [] if found is None else [found[0].replace("## Training", "## Training of the whole adapter", 1).rstrip()]
+    return ["## Where it comes from\n", f"{origin}\n", *(f"{part}\n" for part in trained)]
 
 
 def _bars(losses: Sequence[float]) -> str:

@@ -27,7 +27,8 @@ from reftune.analysis.explain import (
     smallest_set,
     switched_off,
 )
-from reftune.analysis.explain.probe import EVERY, NONE
+from reftune.analysis.explain.replay import Replay
+from reftune.analysis.explain.switches import EVERY, NONE
 from reftune.errors import ReftuneError
 from tests.models import CAUSAL, tiny_model
 from tests.training.text_models import SPECIAL, WORDS, text_model, word_tokenizer
@@ -61,7 +62,9 @@ def parameters(probe: Probe, layer: int, number: int) -> dict[str, Tensor]:
     return {key.rpartition(".")[2]: p.detach() for key, p in probe.model.named_parameters() if name in key}
 
 
-def oracle(probe: Probe, ids: tuple[int, ...], on: On = everything) -> tuple[Tensor, list[Tensor], dict[Any, Tensor]]:
+def oracle(
+    probe: Probe, ids: tuple[int, ...], on: On = everything, slots: dict[int, int] = SLOTS
+) -> tuple[Tensor, list[Tensor], dict[Any, Tensor]]:
     """Logits [T, V], states behind the blocks, and edits by (layer, column), of the bare model with hooks."""
     model = text_model(layers=DEPTH, dtype=torch.float64)
     states: list[Tensor] = []
@@ -69,7 +72,7 @@ def oracle(probe: Probe, ids: tuple[int, ...], on: On = everything) -> tuple[Ten
 
     def hook(layer: int, out: Any) -> Any:
         h = (out[0] if isinstance(out, tuple) else out).clone()
-        for column, number in SLOTS.items() if layer in EDITED else ():
+        for column, number in slots.items() if layer in EDITED else ():
             p = parameters(probe, layer, number)
             # orthonormal rows by Gram and Schmidt
             rows: list[Tensor] = []
@@ -91,8 +94,8 @@ def oracle(probe: Probe, ids: tuple[int, ...], on: On = everything) -> tuple[Ten
     return logits, states, edits
 
 
-def likelihood(probe: Probe, text: Any, on: On = everything) -> float:
-    logits = oracle(probe, text.ids, on)[0].log_softmax(-1)
+def likelihood(probe: Probe, text: Any, on: On = everything, slots: dict[int, int] = SLOTS) -> float:
+    logits = oracle(probe, text.ids, on, slots)[0].log_softmax(-1)
     return sum(float(logits[i - 1, text.ids[i]]) for i in range(text.prompt_length, len(text.ids)))
 
 
@@ -131,6 +134,52 @@ def test_what_is_switched_off_is_off(probe: Probe) -> None:
     with torch.no_grad():
         after = probe.model(torch.tensor([text.ids]), prompt_length=torch.tensor([5])).logits[0]
     assert torch.allclose(after, oracle(probe, text.ids)[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("positions", "slots"),
+    [
+        ("l2+g2", {3: 0, 4: 0, 5: 1, 6: 1}),
+        # terms that look at the tokens: w4 and w8 are the fourth and the seventh
+        ("id({w4},{w8})+l1", {4: 0, 3: 1, 6: 1}),
+    ],
+)
+def test_calls_begin_where_a_switch_differs(positions: str, slots: dict[int, int]) -> None:
+    ids = dict(zip(("w4", "w8"), word_tokenizer()(["w4 w8"])["input_ids"][0], strict=True))
+    probe = Probe(adapted(positions=positions.format(**ids)), word_tokenizer())
+    text = probe.text(PROMPT, answer=ANSWER)
+    assert [(c, n) for c, n in probe.edits(probe.sites[0], text)] == sorted(slots.items())
+    cases: list[tuple[Switch, On]] = [
+        (Switch(sites=frozenset({"resid_post.3"})), lambda layer, column, row: layer == 3),
+        (Switch(sites=frozenset({"resid_post.1", "resid_post.2"})), lambda layer, column, row: layer != 3),
+        (Switch(columns=frozenset({3, 4})), lambda layer, column, row: column in (3, 4)),
+        (
+            Switch(without=("resid_post.2", 1, 1)),
+            lambda layer, column, row: not (layer == 2 and slots[column] == 1 and row == 1),
+        ),
+    ]
+    replay = Replay(probe, text)
+    assert replay.is_exact and sum(rows for rows, _, _ in calls(replay, [switch for switch, _ in cases])) == len(cases)
+    # no block below the first that differs, and no token before the first
+    first = min(slots)
+    assert calls(replay, [cases[0][0]]) == [(1, 3, first)] and calls(replay, [EVERY, NONE]) == []
+    found = probe.log_likelihoods(text, [switch for switch, _ in cases])
+    wanted = [likelihood(probe, text, on, slots) for _, on in cases]
+    assert all(map(close, found, wanted)), (found, wanted)
+
+
+def calls(replay: Replay, switches: list[Switch]) -> list[tuple[int, int, int]]:
+    """Rows, first block and first token of each call that these take."""
+    found, own = [], replay._call
+
+    def call(chosen: Any, layer: int, column: int, more: Any) -> Tensor:
+        found.append((len(chosen), layer, column))
+        return own(chosen, layer, column, more)
+
+    replay.__dict__["_call"] = call
+    replay.each(switches, lambda logits: None)
+    del replay.__dict__["_call"]
+    return found
 
 
 def test_tables_of_what_matters(probe: Probe) -> None:
@@ -286,7 +335,7 @@ def test_the_lens_of_the_last_state_is_what_the_model_says(kind: str) -> None:
     config = ReftConfig(r=2, positions="l1", init="random", task_type="CAUSAL_LM")
     probe = Probe(get_peft_model(bare, config).eval(), word_tokenizer())
     text = probe.text(PROMPT, answer=ANSWER)
-    end = next(probe.logits(text, [EVERY]))
+    end = probe.logits(text, [EVERY])[0]
     lens = Lens(probe, text)
     assert torch.allclose(lens(probe.seen(text).blocks[-1][4]), end[0], rtol=1e-4, atol=1e-5)
     assert lens.chain

@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
 
+from reftune.values import ranges
 from tests.cli.conftest import Command, assert_user_error
 
 KEYS = {"adapter", "sites", "text", "texts", "size", "edits", "basis", "next", "along", "matters", "patching", "notes"}
+AGAINST = {"adapter", "against", "methods", "texts", "layers", "next", "answers", "notes", "html"}
 
 
+@pytest.mark.slow
 def test_everything_is_told(reftune: Command, adapter: Path, tmp_path: Path) -> None:
     page, smaller = tmp_path / "page.html", tmp_path / "smaller"
     outcome = reftune(
@@ -39,6 +45,9 @@ def test_everything_is_told(reftune: Command, adapter: Path, tmp_path: Path) -> 
     kept = found["matters"]["smallest"]["layers"]
     again = reftune("explain", smaller, "--prompt", "w1 w2 w3", "--parts", "size", "--max-new-tokens", 3, "--json")
     assert [site["layer"] for site in again.json["sites"]] == kept
+    card = (smaller / "README.md").read_text(encoding="utf-8")
+    assert card.count("library_name: peft") == 1 and f"layers {ranges(kept)} of the adapter {adapter.name}" in card
+    assert "## Training of the whole adapter" in card and "training loss" in card
     assert set(again.json) == {"adapter", "sites", "text", "texts", "size", "edits", "notes", "html", "pruned"}
 
 
@@ -51,6 +60,30 @@ def test_a_file_in_the_terminal(reftune: Command, adapter: Path, tmp_path: Path)
         assert part in outcome.out
     one = reftune("explain", adapter, "-p", "w1 w2 w3", "--answer", "w9 w9", "--parts", "effect", "--json")
     assert one.json["text"]["answer"].startswith("w9 w9")
+
+
+@pytest.mark.slow
+def test_against_a_lora(reftune: Command, adapter: Path, base: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    lora, page, file = tmp_path / "lora", tmp_path / "page.html", tmp_path / "prompts.txt"
+    config = LoraConfig(target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(base), config).save_pretrained(str(lora))
+    file.write_text("w1 w2 w3\nw4 w5 w6 w7\n")
+    given = ("--file", file, "--max-new-tokens", 2)
+    found = reftune("explain", adapter, "--against", lora, *given, "--html", page, "--json").json
+    assert set(found) == AGAINST and found["methods"] == ["REFT", "LORA"]
+    assert [row["layer"] for row in found["layers"] if row["angles"]] == [0, 1]
+    assert found["answers"]["prompts"] == 2 and len(found["notes"]) == 1 and "q_proj" in found["notes"][0]
+    text = page.read_text(encoding="utf-8")
+    assert "<script" not in text and text.count("<svg") == 4
+    # the other way round, in the terminal
+    told = reftune("explain", lora, "--against", adapter, *given)
+    assert told.code == 0, told.err
+    for part in ("edits behind each layer", "the next token", "answers:", "q_proj"):
+        assert part in told.out
+    assert reftune("explain", adapter, "--against", lora, "-p", "w1", "--prune-to", tmp_path / "x").code == 2
+    assert_user_error(reftune("explain", adapter, "--against", adapter, "-p", "w1"), "against itself")
+    assert_user_error(reftune("explain", adapter, "--against", tmp_path, "-p", "w1"), "no adapter", str(tmp_path))
 
 
 def test_errors(reftune: Command, adapter: Path, tmp_path: Path) -> None:

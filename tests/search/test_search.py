@@ -12,6 +12,7 @@ import pytest
 
 from reftune import DataError, ReftuneError
 from reftune.evaluation.own import tasks_of
+from reftune.files import read_json
 from reftune.search.budget import Budget
 from reftune.search.picks import pick, run_values
 from reftune.search.rows import rows_of_search
@@ -152,6 +153,29 @@ def test_a_search_and_what_it_tells(folder: Path, tmp_path: Path) -> None:
     values = run_values(tmp_path / "out", "best")
     assert len(values["data"]) == 44 and values["reft"]["positions"] == "l1"
     assert values["training"]["num_train_epochs"] == 2
+
+
+@pytest.mark.slow
+def test_gates_say_first_which_layers_are_worth_trying(folder: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    output = tmp_path / "gated"
+    changed = {"budget": "2 trials", "gates": True}
+    found = search(config_of(folder, **changed), output, say=lambda what, entry: said.append(what))
+    assert said[:2] == ["gating", "gated"]
+    layers = found["gates"]["layers"]
+    assert layers == read_json(output / "gates.json")["layers"]
+    assert {row["layer"] for row in found["gates"]["gates"] if row["value"] > 0} == set(map(int, layers.split(";")))
+    assert found["space"]["layers"][0] == layers and found["trials"][0]["chosen"]["layers"] == layers
+    # goes on with what was found, and is another search than the one without gates
+    before = (output / "gates.json").stat().st_mtime_ns
+    assert len(search(config_of(folder, **{**changed, "budget": "3 trials"}), output)["trials"]) == 3
+    assert (output / "gates.json").stat().st_mtime_ns == before
+    with pytest.raises(ReftuneError):
+        search(config_of(folder, budget="4 trials"), output)
+    plain = tmp_path / "plain"
+    search(config_of(folder, budget="1 trials"), plain)
+    with pytest.raises(ReftuneError, match="holds a search without gates"):
+        search(config_of(folder, budget="2 trials", gates=True), plain)
 
 
 def test_a_state_of_something_else_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ import reftune.training.loss as loss_module
 from reftune import ReftConfig, ReftuneError
 from reftune.data import ReftCollator
 from reftune.training.frozen import FrozenPlan, frozen_plan
-from reftune.training.reuse import FrozenPrefix, _cache_name
+from reftune.training.replay import cache_name
+from reftune.training.reuse import FrozenPrefix
 from reftune.training.rows import rows_of
 from tests.models import CAUSAL, tiny_model
 from tests.training.fast_models import (
@@ -373,4 +374,4 @@ def test_the_cache_is_passed_by_the_name_that_the_model_has_for_it() -> None:
     class After(torch.nn.Module):
         def forward(self, input_ids: Tensor, cache: Any = None) -> None: ...
 
-    assert (_cache_name(Before()), _cache_name(After())) == ("past_key_values", "cache")
+    assert (cache_name(Before()), cache_name(After())) == ("past_key_values", "cache")

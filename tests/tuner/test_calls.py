@@ -350,3 +350,20 @@ def test_drafts_of_the_own_first_layers_know_the_prompt() -> None:
     blocks(find_root(model))[0].register_forward_pre_hook(record)
     model.generate(input_ids=IDS[:1], max_new_tokens=8, do_sample=False, assistant_early_exit=1)
     assert ends == {6}
+
+
+@pytest.mark.parametrize("form", ["count", "mask", "numbers"])
+def test_labels_cut_to_the_kept_columns_say_where_the_prompt_ends(form: str) -> None:
+    """As ms-swift calls: label j + 1 is that of the token behind the j-th kept column."""
+    model = adapted(positions="f1+l2")
+    ids, end = random_tokens(1, 9), 5
+    labels = torch.full((1, 9), -100)
+    labels[:, end:] = ids[:, end:]
+    whole = model(input_ids=ids, labels=labels)
+    columns = torch.arange(end - 1, 9)
+    kept = {"count": 5, "mask": torch.isin(torch.arange(9), columns), "numbers": columns}[form]
+    cut = model(input_ids=ids, labels=labels[:, end - 1 :], logits_to_keep=kept)
+    assert torch.equal(cut.logits, whole.logits[:, columns])
+    torch.testing.assert_close(cut.loss, whole.loss)
+    otherwise = model(input_ids=ids, logits_to_keep=1).logits
+    assert not torch.equal(otherwise[:, -1], whole.logits[:, -1])

@@ -24,11 +24,13 @@ from . import (
     explain,
     export,
     generate,
+    init,
     jobs,
     judge,
     lm_eval,
     memorise,
     merge,
+    plugin,
     push,
     search,
     serve,
@@ -37,6 +39,8 @@ from . import (
     steer,
     train,
     transfer,
+    trl,
+    with_reft,
 )
 from .output import load_package
 
@@ -92,16 +96,20 @@ app.command("steer", cls=Verb)(steer.steer)
 app.command("transfer", cls=Verb)(transfer.transfer)
 # loads the package where it must
 app.command("show")(show.show)
+app.command("init")(init.init)
+app.command("plugin")(plugin.plugin)
 app.add_typer(convert.app, name="convert")
 app.add_typer(export.app, name="export")
 app.add_typer(jobs.app, name="jobs")
-# all that is not known here goes on to the server, to the harness; the server's arguments are looked at in its verb
+# all that is not known here goes on to the server, the harness, TRL; the server's arguments are looked at in its verb
 PASSING: dict[str, Any] = {
     "add_help_option": False,
     "context_settings": {"allow_extra_args": True, "ignore_unknown_options": True},
 }
 app.command("serve", **PASSING)(serve.serve)
 app.command("lm-eval", cls=Verb, **PASSING)(lm_eval.lm_eval)
+app.command("trl", **PASSING)(trl.trl)
+app.command("with", **PASSING)(with_reft.with_reft)
 
 
 def run() -> None:

@@ -11,8 +11,10 @@ from rich.table import Table
 
 from ..errors import ReftuneError
 from ..values import ranges
+from .against import explain_against
 from .generate import StyleOption, read_prompts, style_for
-from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
+from .output import JsonFlag, bar, bars, consoles, emit, quiet_libraries, say
+from .tables import plain, show, table_of
 
 __all__ = ["explain"]
 
@@ -26,11 +28,15 @@ Examples:
 
     reftune explain my-adapter --prompt "Hi" --prune-to smaller-adapter
 
+    reftune explain my-adapter --against other-adapter --file questions.txt
+
 It tells where the adapter edits and how much, in which direction (by the
 logit lens), to what effect on the next token, what its answer loses when a
 layer, a position or a row of the rank is switched off, and what each edit
-does alone.
+does alone. --against holds it beside another adapter of the same base, of
+ReFT or another method: their directions, edits and answers.
 """
+ALL_PARTS = "size,direction,effect,matters,patching"
 # Rows of a table in the terminal; --json and --html have all.
 SHOWN = 10
 
@@ -40,10 +46,11 @@ def explain(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="The prompt to explain.")] = None,
     file: Annotated[Path | None, typer.Option("--file", "-f", help="Prompts; of the first all is told.")] = None,
     answer: Annotated[str | None, typer.Option(help="Explain this answer, not the adapter's own.")] = None,
+    against: Annotated[str | None, typer.Option(help="Another adapter, to hold this one beside.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with pictures.")] = None,
     prune_to: Annotated[Path | None, typer.Option(help="Save the smallest set of layers as an adapter.")] = None,
     keep: Annotated[float, typer.Option(help="The share of the effect that this set keeps.")] = 0.9,
-    parts: Annotated[str, typer.Option(help="What to tell, with commas.")] = "size,direction,effect,matters,patching",
+    parts: Annotated[str, typer.Option(help="What to tell, with commas.")] = ALL_PARTS,
     limit: Annotated[int, typer.Option(min=1, help="Prompts of a file by which is judged what matters.")] = 8,
     top: Annotated[int, typer.Option(min=1, help="Tokens of a list.")] = 5,
     base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
@@ -68,6 +75,24 @@ def explain(
         raise typer.BadParameter(f"--keep {keep} is not a share of the effect; use a number above 0, at most 1")
     if html is not None:
         check_report()
+    if against is not None:
+        if prune_to is not None or parts != ALL_PARTS:
+            raise typer.BadParameter("--prune-to and --parts are of one adapter; leave them out with --against")
+        explain_against(
+            adapter,
+            against,
+            prompts,
+            answer=answer,
+            base=base,
+            dtype=dtype,
+            limit=limit,
+            max_new_tokens=max_new_tokens,
+            prompt_style=prompt_style,
+            html=html,
+            as_json=as_json,
+            consoles=(results, progress),
+        )
+        return
     if prune_to is not None:
         check_prune_to(prune_to)
     model, tokenizer = load_adapter(adapter, base=base, dtype=dtype)
@@ -81,20 +106,13 @@ def explain(
         for i, record in enumerate(records, start=1):
             texts.append(probe.text(record, answer=answer, max_new_tokens=max_new_tokens))
             done(i)
-    found = explained(
-        probe,
-        texts,
-        parts=chosen,
-        count=top,
-        keep=keep,
-        limit=limit,
-        progress=lambda what: say(progress, what, style="dim"),
-    )
+    with bars(progress) as done:
+        found = explained(probe, texts, parts=chosen, count=top, keep=keep, limit=limit, progress=done)
     smallest = found.get("matters", {}).get("smallest")
     if prune_to is not None:
         if smallest is None:
             raise ReftuneError(f"nothing is written to {str(prune_to)!r}: {found['notes'][-1]}")
-        save_pruned(probe, smallest["layers"], prune_to)
+        save_pruned(probe, smallest["layers"], prune_to, of=adapter, why=_why(found["matters"]))
     result = {"adapter": adapter, **found}
     if html is not None:
         from ..analysis.explain.page import write_explained
@@ -110,6 +128,17 @@ def explain(
 
 
 explain.__doc__ = EXAMPLE
+
+
+def _why(matters: dict[str, Any]) -> str:
+    """Of a model card."""
+    smallest = matters["smallest"]
+    return (
+        f"By `reftune explain --prune-to`: alone they keep {100 * smallest['share']:.1f} % of its effect on "
+        f"{matters['texts']} prompt(s) (asked for: {100 * smallest['keep']:g} %), measured by the "
+        f"{'log-likelihood of its answers' if smallest['measure'] == 'likelihood' else 'KL of the next tokens'}. "
+        "Elsewhere they may keep less: score it before you use it."
+    )
 
 
 def _prompts(prompt: str | None, file: Path | None, answer: str | None) -> list[str | dict[str, Any]]:
@@ -135,44 +164,30 @@ def _parts(text: str, prune_to: Path | None) -> list[str]:
 # --- in the terminal --------------------------------------------------------------------------------------------------
 
 
-def _show(console: Console, table: Table) -> None:
-    """Its title on a line of its own, however narrow the table is."""
-    title, table.title = table.title, None
-    say(console, f"\n{title}", style="bold")
-    console.print(table)
-
-
 def _print(console: Console, found: dict[str, Any]) -> None:
     text = found["text"]
     say(console, f"answer: {text['answer']!r}")
     if "size" in found:
-        _show(console, _sizes(found))
+        show(console, _sizes(found))
     if "basis" in found:
-        _show(console, _directions(found))
+        show(console, _directions(found))
     if "next" in found:
-        _show(console, _next(found["next"]))
+        show(console, _next(found["next"]))
     if found.get("along"):
-        _show(console, _along(found["along"]))
+        show(console, _along(found["along"]))
     if "matters" in found:
         _print_matters(console, found["matters"])
     if "patching" in found:
-        _show(console, _patching(found["patching"]))
+        show(console, _patching(found["patching"]))
     for note in found["notes"]:
         say(console, f"not told: {note}", style="yellow")
-
-
-def _table(title: str, *columns: str, left: int = 1) -> Table:
-    table = Table(title=title, box=None, pad_edge=False)
-    for i, name in enumerate(columns):
-        table.add_column(name, justify="left" if i < left else "right")
-    return table
 
 
 def _sizes(found: dict[str, Any]) -> Table:
     size, several = found["size"], found["texts"] > 1
     which = f"mean ± spread of {found['texts']} texts" if several else "of this text"
     shown = size["positions"] if len(size["positions"]) <= SHOWN else [*size["positions"][: SHOWN - 1], "…"]
-    table = _table(f"edit / state, norms in %, {which}", "site", *shown)
+    table = table_of(f"edit / state, norms in %, {which}", "site", *shown)
     for site, means, stds in zip(size["sites"], size["mean"], size["std"], strict=True):
         cells = [
             "" if mean is None else f"{100 * mean:.1f}" + (f" ±{100 * std:.1f}" if several else "")
@@ -183,13 +198,13 @@ def _sizes(found: dict[str, Any]) -> Table:
 
 
 def _directions(found: dict[str, Any]) -> Table:
-    table = _table("the largest edits", "site", "token", "%", "promotes", "suppresses", left=2)
+    table = table_of("the largest edits", "site", "token", "%", "promotes", "suppresses", left=2)
     table.columns[3].justify = table.columns[4].justify = "left"
     for line in sorted(found["edits"], key=lambda line: -line["ratio"])[:SHOWN]:
         token = f"{line['position']} {line['token']!r}"
         table.add_row(
             line["site"],
-            _plain(token),
+            plain(token),
             f"{100 * line['ratio']:.1f}",
             _tokens(line.get("promotes")),
             _tokens(line.get("suppresses")),
@@ -198,15 +213,17 @@ def _directions(found: dict[str, Any]) -> Table:
 
 
 def _next(lines: list[dict[str, Any]]) -> Table:
-    table = _table("next token", "after", "base", "adapter", "KL, nats", left=3)
+    table = table_of("next token", "after", "base", "adapter", "KL, nats", left=3)
     for line in lines[:SHOWN]:
         row = (_tokens(line["base"], "p"), _tokens(line["adapter"], "p"))
-        table.add_row(_plain(repr(line["after"])), *row, f"{line['kl']:.3f}")
+        table.add_row(plain(repr(line["after"])), *row, f"{line['kl']:.3f}")
     return table
 
 
 def _along(lines: list[dict[str, Any]]) -> Table:
-    table = _table("along the layers, at the last token of the prompt", "behind", "base", "adapter", "KL, nats", left=3)
+    table = table_of(
+        "along the layers, at the last token of the prompt", "behind", "base", "adapter", "KL, nats", left=3
+    )
     for line in lines:
         row = (_tokens(line["base"][:2], "p"), _tokens(line["adapter"][:2], "p"))
         table.add_row(line["site"], *row, f"{line['kl']:.3f}")
@@ -221,11 +238,11 @@ def _print_matters(console: Console, matters: dict[str, Any]) -> None:
         f"{matters['base']:.2f}, adapter {matters['adapter']:.2f} nats, an effect of {gain:.2f}",
     )
     for kind in ("layers", "positions", "rows"):
-        table = _table(f"without one of the {kind}", kind, "loss, nats", "share of the effect")
+        table = table_of(f"without one of the {kind}", kind, "loss, nats", "share of the effect")
         for row in matters[kind][:SHOWN]:
             share = "" if row["share"] is None else f"{100 * row['share']:.1f} %"
-            table.add_row(_plain(_name(row)), f"{row['loss']:.3f}", share)
-        _show(console, table)
+            table.add_row(plain(_name(row)), f"{row['loss']:.3f}", share)
+        show(console, table)
         if len(matters[kind]) > SHOWN:
             say(console, f"… and {len(matters[kind]) - SHOWN} more", style="dim")
     smallest = matters["smallest"]
@@ -243,13 +260,13 @@ def _name(row: dict[str, Any]) -> str:
 
 
 def _patching(patching: dict[str, Any]) -> Table:
-    table = _table("what each token's edits do alone", "token", "of the effect, %", "best site", "alone, %")
+    table = table_of("what each token's edits do alone", "token", "of the effect, %", "best site", "alone, %")
     order = sorted(range(len(patching["columns"])), key=lambda i: -(patching["alone"][i] or 0))
     for i in order[:SHOWN]:
         cells = [(row[i], site) for row, site in zip(patching["share"], patching["sites"], strict=True)]
         share, site = max(((s, site) for s, site in cells if s is not None), default=(None, ""))
         token = f"{patching['positions'][i]} {patching['tokens'][i]!r}"
-        table.add_row(_plain(token), _percent(patching["alone"][i]), site, _percent(share))
+        table.add_row(plain(token), _percent(patching["alone"][i]), site, _percent(share))
     return table
 
 
@@ -261,10 +278,4 @@ def _tokens(tokens: list[dict[str, Any]] | None, value: str = "") -> Any:
     if tokens is None:
         return ""
     shown = [f"{t['token']!r} {t[value]:.2f}" if value else repr(t["token"]) for t in tokens[:3]]
-    return _plain(" ".join(shown))
-
-
-def _plain(text: str) -> Any:
-    from rich.text import Text
-
-    return Text(text)
+    return plain(" ".join(shown))

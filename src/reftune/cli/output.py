@@ -20,6 +20,7 @@ from rich.text import Text
 __all__ = [
     "JsonFlag",
     "bar",
+    "bars",
     "consoles",
     "emit",
     "load_package",
@@ -113,6 +114,20 @@ def bar(console: Console, what: str, total: int) -> Iterator[Any]:
     with progress_bars(console) as progress:
         task = progress.add_task(what, total=total, note="")
         yield lambda done: progress.update(task, completed=done)
+
+
+@contextmanager
+def bars(console: Console) -> Iterator[Any]:
+    """Progress bars that come as they are named; yields a function of a name, the number done, and the total."""
+    with progress_bars(console) as progress:
+        tasks: dict[str, Any] = {}
+
+        def update(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total, note="")
+            progress.update(tasks[what], completed=done)
+
+        yield update
 
 
 def progress_bars(console: Console) -> Progress:

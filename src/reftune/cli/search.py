@@ -61,6 +61,7 @@ def search(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows a step.")] = None,
     finalists: Annotated[int | None, typer.Option(min=0, help="So many of the best are trained again.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Of the finalists, with commas.")] = None,
+    gates: Annotated[bool, typer.Option("--gates", help="First one training that says which layers to try.")] = False,
     sampler: Annotated[str | None, typer.Option(help="tpe or random.")] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of the data files; else REFTUNE_DATA, else the Hub.")
@@ -93,6 +94,7 @@ def search(
             "held_out": held_out,
             "batch_size": batch_size,
             "finalists": finalists,
+            "gates": gates or None,
             "sampler": sampler,
             "seeds": None if seeds is None else _numbers(seeds),
         }
@@ -145,7 +147,10 @@ class Lines:
         say(console, f"Budget: {Budget.of(settings.budget)}; each trial {settings.epochs:g} epochs or less")
 
     def __call__(self, what: str, entry: dict[str, Any]) -> None:
-        if what == "begun":
+        if what in ("begun", "gating"):
+            return
+        if what == "gated":
+            say(self.console, f"gates: layers {entry['layers']} are worth trying")
             return
         name = f"trial {entry['number']}" + (f" again, seed {entry['seed']}" if "seed" in entry else "")
         took = f" ({entry['seconds']:.0f} s)" if "seconds" in entry else ""

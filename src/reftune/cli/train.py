@@ -14,6 +14,7 @@ from rich.text import Text
 
 from ..errors import ReftuneError
 from .beside import held_back, print_beside, score_beside, scored_task
+from .check import check_run, print_check
 from .output import JsonFlag, command, consoles, emit, quiet_libraries, say
 from .push import check_login, push_adapter
 
@@ -35,6 +36,8 @@ Examples:
 
     reftune train --model smollm2 --data train.csv --eval-data test.csv --best
     --output my-adapter
+
+    reftune train run.yaml --check
 
     reftune train run.yaml --rank 8 --lr 2e-3 --output another-adapter
 
@@ -72,6 +75,9 @@ def train(
     packing: Annotated[bool | None, typer.Option("--packing", help="No padding: rows end to end.")] = None,
     reuse: Annotated[str | None, typer.Option(help="auto or off: replay what training cannot change.")] = None,
     push: Annotated[str | None, typer.Option(help="Then put it on the Hub, as USER/NAME.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Show three rows and what it would cost; train nothing.")
+    ] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in the output.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew in an output that holds a run.")] = False,
     as_json: JsonFlag = False,
@@ -98,13 +104,20 @@ def train(
             "per_device_train_batch_size": batch_size,
         },
     )
-    if push is not None:
+    if push is not None and not check:
         # now, and not when an hour of training is over
         check_login(push)
     entry = held_back(values, split)
     run = RunConfig.from_mapping(values)
     results, progress = consoles(as_json)
     quiet_libraries()
+    if check:
+        found = check_run(run)
+        if as_json:
+            emit(found)
+        else:
+            print_check(results, found)
+        return
     task = scored_task(progress, run, entry) if eval_rows and run.eval_data is not None else None
     with TrainingProgress(progress) as callback:
         result = train_run(run, resume=resume, overwrite=overwrite, callbacks=[callback], on_fill=callback.on_fill)

@@ -21,7 +21,7 @@ from ..tuner.parts import Group
 from ..tuner.together import combined, row_space, rows_of
 from .parts import base_of, check_output, groups_in, write
 
-__all__ = ["Angles", "merge", "principal_angles"]
+__all__ = ["Angles", "merge", "principal_angles", "spaces_of"]
 
 PICTURE = "angles.svg"
 
@@ -89,21 +89,22 @@ def merge(
 
 def _angles(one: str, first: Sequence[Group], two: str, second: Sequence[Group]) -> list[Angles]:
     """At each place that both edit, whatever their positions; of Φ without rows, none."""
-    spaces = [_spaces(groups) for groups in (first, second)]
+    spaces = [spaces_of(groups) for groups in (first, second)]
     return [
         Angles(one, two, component, layer, principal_angles(spaces[0][component, layer], spaces[1][component, layer]))
         for component, layer in sorted(spaces[0].keys() & spaces[1].keys())
     ]
 
 
-def _spaces(groups: Sequence[Group]) -> dict[tuple[str, int], Tensor]:
-    """What an adapter writes into at each place: an orthonormal basis [d, k] of all of its Φ there."""
+def spaces_of(groups: Sequence[Group]) -> dict[tuple[str, int], Tensor]:
+    """What an adapter writes into at each place: an orthonormal basis [d, k] of all of its Φ there that have rows."""
     rows: dict[tuple[str, int], list[Tensor]] = {}
     for group in groups:
         for layer, parts in group.phis.items():
             for part in parts:
                 try:
-                    rows.setdefault((group.component, layer), []).append(rows_of(part, group).W2)
+                    written = rows_of(part, group).W2
                 except ValueError:
                     continue
+                rows.setdefault((group.component, layer), []).append(written)
     return {place: row_space(torch.cat(found)) for place, found in rows.items()}

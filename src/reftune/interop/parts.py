@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-from ..adapter_files import adapter_config
+from ..adapter_files import adapter_config, brief
 from ..config import ReftConfig
 from ..errors import ReftuneError
 from ..files import check_writable
@@ -45,10 +45,19 @@ def identity_of(part: Part) -> Part:
 
 
 def on_no_weights(base: str) -> tuple[Any, Any]:
-    """A model of the base's configuration without weights, and that configuration."""
+    """A model of the base's configuration without weights, and that configuration.
+
+    Raises:
+        ReftuneError: there is no such model, or none of it writes text.
+    """
     config: Any = check_model(base)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
+    kinds: tuple[Any, ...] = (AutoModelForCausalLM, AutoModelForImageTextToText)
+    kind = next((kind for kind in kinds if type(config) in kind._model_mapping), AutoModelForCausalLM)
+    try:
+        with torch.device("meta"):
+            model: Any = kind.from_config(config)
+    except ValueError as error:
+        raise ReftuneError(f"{base!r} is no causal language model: {brief(error)}") from error
     model.name_or_path = resolve_model(base)
     return model, config
 

@@ -28,11 +28,12 @@ from ..evaluation.tasks.base import Task
 from ..models import load_base, save_adapter
 from ..training import ReftTrainer, SharedPrefix
 from ..training.forced import Forced, forced, rows_to_force
+from ..training.gates import Gates
 from ..training.shared import adapted
 from ..tuner import find_stacks
 from .rows import SearchRows, records_of
 from .settings import SearchConfig
-from .space import reft_of, training_of
+from .space import Space, reft_of, training_of
 
 __all__ = ["Bench", "Diverged", "Outcome"]
 
@@ -65,14 +66,16 @@ class Outcome:
 class Bench:
     """The base model, the rows as tokens, and what trials share.  Use it in `with`."""
 
-    def __init__(self, config: SearchConfig, task: Task, rows: SearchRows, *, folder: Path) -> None:
+    def __init__(
+        self, config: SearchConfig, task: Task, rows: SearchRows, *, folder: Path, space: Space | None = None
+    ) -> None:
         self.config, self.task, self.rows = config, task, rows
         self.base, self.tokenizer = load_base(config.model, dtype=config.dtype)
         stacks = find_stacks(self.base)
         if [stack.role for stack in stacks] != ["causal"]:
             raise ReftuneError(f"{config.model!r} is not a causal language model, and a search trains those only")
         self.count, self.folder = len(stacks[0].blocks), folder
-        space = config.parsed_space()
+        space = space or config.parsed_space()
         space.check_layers(self.count)
         limit = config.max_length
         self._train = build_dataset(records_of(task, rows.train), self.tokenizer, max_length=limit)
@@ -119,7 +122,7 @@ class Bench:
         with adapted(self.base, config) as model:
             if on_size is not None:
                 on_size(model.get_nb_trainable_parameters()[0])
-            trainer = self._trainer(model, chosen, seed)
+            trainer = self.trainer(model, chosen, seed)
             watch = _Rungs(trainer, rows_to_force(trainer, self._chooses), ask)
             trainer.add_callback(watch)
             trainer.train()
@@ -147,7 +150,10 @@ class Bench:
             )
         return result
 
-    def _trainer(self, model: PeftModel, chosen: Mapping[str, Any], seed: int) -> ReftTrainer:
+    def trainer(
+        self, model: PeftModel, chosen: Mapping[str, Any], seed: int, *, gates: Gates | None = None
+    ) -> ReftTrainer:
+        """A trainer of the rows, as trials have it."""
         config = self.config
         settings = {
             "training": training_of(chosen),
@@ -161,7 +167,9 @@ class Bench:
             args=training_arguments(settings, self.folder / "checkpoints", logging_strategy="no"),
             train_dataset=self._train,
             processing_class=self.tokenizer,
-            shared=self.shared,
+            # gates are trained once: nothing would be shared
+            shared=None if gates is not None else self.shared,
+            gates=gates,
             on_fill=lambda done, total: None,
         )
         trainer.remove_callback(PrinterCallback)

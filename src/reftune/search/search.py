@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,13 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ReftuneError
+from ..evaluation.tasks.base import Task
 from ..files import check_writable, key_of, read_json, write_json, write_lines
 from ..models import check_model, fingerprint, refuse_encoder
 from .bench import Bench, Diverged
 from .budget import Budget
+from .gated import FILE as GATED
+from .gated import gated_layers, with_layers
 from .rows import SearchRows, rows_of_search
 from .settings import SearchConfig
-from .study import SearchStudy, check_optuna, opened
+from .space import Space
+from .study import FILE as STUDY
+from .study import SearchStudy, check_optuna, locked, opened
 from .summary import RESULTS, finalists, results_of
 
 __all__ = ["search"]
@@ -29,7 +35,7 @@ __all__ = ["search"]
 HOPELESS = 5
 
 Say = Callable[[str, dict[str, Any]], None]
-"""(what, entry) of a trial or a training of a finalist: begun, done, stopped, failed, left, final, kept"""
+"""(what, entry): gating, gated; of a trial begun, done, stopped, failed, left; of a finalist final, kept"""
 
 
 def search(
@@ -63,15 +69,46 @@ def search(
     }
     said = {"command": command, "data_dir": data_dir}
     tell = say or (lambda what, entry: None)
-    with opened(output, made_from=made_from, space=space, sampler=config.sampler, seed=config.seed) as study:
+    first: list[dict[str, Any]] = []
+    if config.gates:
+        space = _gated(config, task, rows, space, output, tell)
+        found = read_json(output / GATED)
+        made_from["gates"] = key_of(found)
+        first = [{**start, "layers": found["layers"]} for start in space.starts()[:2]]
+    with opened(
+        output, made_from=made_from, space=space, sampler=config.sampler, seed=config.seed, first=first
+    ) as study:
         work = study.work_folder()
         try:
-            with Bench(config, task, rows, folder=work) as bench:
+            with Bench(config, task, rows, folder=work, space=space) as bench:
                 searcher = _Search(config, study, bench, rows, output, said, tell)
                 searcher.trials()
                 return searcher.finals()
         finally:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _gated(
+    config: SearchConfig,
+    task: Task,
+    rows: SearchRows,
+    space: Space,
+    output: Path,
+    tell: Say,
+) -> Space:
+    """The space with the layers of the gates; one process finds them, others wait for it."""
+    output.mkdir(parents=True, exist_ok=True)
+    with locked(output / ".gates"):
+        if not (output / GATED).is_file() and (output / STUDY).is_file():
+            raise ReftuneError(f"{str(output)!r} holds a search without gates: name another --output")
+        tell("gating", {})
+        with tempfile.TemporaryDirectory(dir=output, prefix=".gating.") as work:
+            known = read_json(output / GATED) if (output / GATED).is_file() else None
+            if known is None:
+                with Bench(config, task, rows, folder=Path(work)) as bench:
+                    known = gated_layers(bench, output, seed=config.seeds[0])
+    tell("gated", known)
+    return with_layers(space, known)
 
 
 class _Search:

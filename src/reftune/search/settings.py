@@ -49,6 +49,8 @@ class SearchConfig:
     as `reftune eval` does; `auto`: forced where answers are short and right or wrong."""
     space: dict[str, Any] = field(default_factory=dict)
     """Choices in place of the usual ones, such as {positions: [l1, l7], r: [1, 2, 4], learning_rate: [1e-4, 1e-2]}."""
+    gates: bool = False
+    """One training with learned gates first: the layers that it leaves are tried too, and first."""
     sampler: str = "tpe"
     """`tpe` or `random`."""
     finalists: int = 3
@@ -80,6 +82,8 @@ class SearchConfig:
                 raise ReftuneError(f"{name}={value!r} is not valid; use a whole number above 0")
         if type(self.finalists) is not int or self.finalists < 0:
             raise ReftuneError(f"finalists={self.finalists!r} is not valid; use a whole number from 0")
+        if not isinstance(self.gates, bool):
+            raise ReftuneError(f"gates={self.gates!r} is not valid; use true or false")
         check_seeds(self.seeds)
         self.parsed_space()
         self.parsed_task()
@@ -112,7 +116,18 @@ class SearchConfig:
     @property
     def trial_settings(self) -> dict[str, Any]:
         """All that a trial's score depends on beside its choices, as JSON can hold it."""
-        left_out = {"title", "budget", "space", "sampler", "finalists", "seeds", "seed", "eval_batch_size", "task"}
+        left_out = {
+            "title",
+            "budget",
+            "gates",
+            "space",
+            "sampler",
+            "finalists",
+            "seeds",
+            "seed",
+            "eval_batch_size",
+            "task",
+        }
         kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left_out | {"reuse_limit_gb"}}
         return {**kept, "task": self.parsed_task().called, "seed": self.seeds[0], "rows_seed": self.seed}
 

@@ -15,7 +15,7 @@ import socket
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,17 @@ def check_optuna() -> Any:
 
 @contextmanager
 def opened(
-    folder: Path, *, made_from: Mapping[str, Any], space: Space, sampler: str, seed: int
+    folder: Path,
+    *,
+    made_from: Mapping[str, Any],
+    space: Space,
+    sampler: str,
+    seed: int,
+    first: Sequence[Mapping[str, Any]] = (),
 ) -> Iterator[SearchStudy]:
     """The study of a folder, made if there is none, for one process that works on it.
+
+    A new one tries `first`, and then what the space begins with.
 
     Raises:
         ReftuneError: what is there is of another task, model, rows or settings; or it cannot be written.
@@ -81,8 +89,8 @@ def opened(
                 _check_same(study, made_from, folder)
                 found = SearchStudy(study, folder, worker, space)
                 if not study.trials:
-                    for start in space.starts():
-                        study.enqueue_trial(start)
+                    for start in [*first, *space.starts()]:
+                        study.enqueue_trial(dict(start))
                 found.put_back()
             yield found
         finally:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import read_json
 from ..reporting.machine import hardware, versions
+from .gated import FILE as GATED
 from .rows import SearchRows
 from .settings import SearchConfig
 from .space import training_of
@@ -43,7 +44,8 @@ def results_of(
     command: str = "",
 ) -> dict[str, Any]:
     """All of it, as JSON can hold it."""
-    trials = [_trial(t, study) for t in study.trials()]
+    # one that another process has just begun has no choices yet
+    trials = [_trial(t, study) for t in study.trials() if "chosen" in t.user_attrs]
     for entry in trials:
         # what `reftune train` takes
         entry["reft"], entry["training"] = bench.reft(entry["chosen"]), training_of(entry["chosen"])
@@ -69,6 +71,7 @@ def results_of(
         "front": [entry["number"] for entry in front(trials)],
         "importance": importance(study, trials),
         "untried": study.space.untried([entry["chosen"] for entry in trials]),
+        "gates": dict(read_json(output / GATED)) if config.gates else None,
         "space": {name: list(value) for name, value in asdict(study.space).items()},
         "finals": finals_in(output, trials, finalists(trials, config.finalists)),
     }
@@ -87,7 +90,7 @@ def _trial(trial: Any, study: SearchStudy) -> dict[str, Any]:
         "rungs": [known[name] for name in sorted(known) if name.startswith("rung ")],
         "seconds": known.get("seconds"),
         "steps": known.get("steps"),
-        "chosen": known.get("chosen", dict(trial.params)),
+        "chosen": known["chosen"],
         **({"error": known["error"]} if "error" in known else {}),
         "worker": known.get("worker"),
     }

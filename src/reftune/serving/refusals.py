@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-__all__ = ["ApiError", "describe"]
+__all__ = ["ApiError", "describe", "no_such"]
 
 TYPES = {
     400: "invalid_request_error",
@@ -61,3 +61,8 @@ def describe(problems: list[Any]) -> ApiError:
     place = ".".join(places)
     message = f"{place}: {message}" if place else message
     return ApiError(400, message, param=places[0] if places else None)
+
+
+def no_such(what: str, name: str | None, param: str | None = None) -> ApiError:
+    """The answer to a request for what is not there."""
+    return ApiError(404, f"there is no {what} {(name or '')[:200]!a}", code="not_found", param=param)

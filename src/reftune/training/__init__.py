@@ -3,6 +3,7 @@
 Must not know: tasks, the command line.
 """
 
+from .gates import Gates
 from .groups import parameter_groups
 from .many import ManyResult, train_many
 from .processes import end_processes
@@ -11,6 +12,7 @@ from .shared import SharedPrefix
 from .trainer import ReftTrainer
 
 __all__ = [
+    "Gates",
     "ManyResult",
     "ReftTrainer",
     "RunConfig",

@@ -8,10 +8,8 @@ Must not know: Trainer.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -23,7 +21,8 @@ from transformers.cache_utils import DynamicCache
 from ..errors import ReftuneError
 from ..tuner import BASE, call_state
 from .frozen import FrozenPlan, Watch, fingerprint
-from .loss import forward_as, head_as
+from .loss import head_as
+from .replay import CALL_ERRORS, cache_name, others_of, passing, takes_position_ids
 from .rows import Batch, Row, batch_of, call_tokens, split
 from .shared import SharedPrefix
 from .store import GB, DiskStore, Entry, Store, choose_store, remove_folder
@@ -33,7 +32,6 @@ __all__ = ["FrozenPrefix", "Unsupported"]
 Span: TypeAlias = "tuple[int, int]"
 
 FILL_TOKENS = 2048
-CALL_ERRORS = (AttributeError, IndexError, KeyError, NotImplementedError, RuntimeError, TypeError, ValueError)
 
 
 class Unsupported(Exception):
@@ -127,7 +125,6 @@ class FrozenPrefix:
         try:
             entry = self._record([probe], [span])[0]
         except CALL_ERRORS as error:
-            # caches of other kinds end in errors of all kinds
             name = type(self.plan.root).__name__
             raise Unsupported(f"{name} takes no plain cache of keys and values ({error!r})") from error
         hidden = entry.hidden.nbytes // max(1, len(probe.ids) - span[0])
@@ -227,7 +224,7 @@ class FrozenPrefix:
                 if r >= 0:
                     handle = self.plan.blocks[r].register_forward_hook(lambda block, args, out: outputs.append(out))
                     stack.callback(handle.remove)
-            root(input_ids=batch.inputs["input_ids"], **{_cache_name(root): cache}, use_cache=True)
+            root(input_ids=batch.inputs["input_ids"], **{cache_name(root): cache}, use_cache=True)
         shape = batch.inputs["input_ids"].shape
         hidden = torch.stack([self._hidden(out) for out in outputs]) if outputs else torch.zeros(0, *shape, 0)
         kv = self._keys_and_values(cache, shape)
@@ -237,8 +234,7 @@ class FrozenPrefix:
         ]
 
     def _hidden(self, output: Any) -> Tensor:
-        # what else a block returns are attention weights, which nobody asks for
-        self._others = len(output) - 1 if isinstance(output, tuple) else None
+        self._others = others_of(output)
         return output[0] if isinstance(output, tuple) else output
 
     def _keys_and_values(self, cache: DynamicCache, shape: torch.Size) -> Tensor:
@@ -279,7 +275,8 @@ class FrozenPrefix:
         with ExitStack() as stack:
             if self.plan.replayed >= 0:
                 hidden = _padded([entry.hidden for entry in entries], width, device)
-                stack.enter_context(self._passing(hidden))
+                blocks = self.plan.blocks[: self.plan.replayed + 1]
+                stack.enter_context(passing(blocks, hidden, self._others))
             yield batch
 
     def _own(self, entry: Entry, low: int, start: int) -> Entry:
@@ -307,33 +304,11 @@ class FrozenPrefix:
         begin = torch.tensor(starts, device=device)[:, None]
         columns = torch.arange(past + width, device=device)[None]
         inputs["attention_mask"] = (columns >= past - begin).long()
-        inputs[_cache_name(self.plan.root)], inputs["use_cache"] = cache, True
-        if _takes_position_ids(self.plan.root):
+        inputs[cache_name(self.plan.root)], inputs["use_cache"] = cache, True
+        if takes_position_ids(self.plan.root):
             # padding stays within its row: some rotary embeddings look at the largest position of a call
             last = begin + torch.tensor([[len(entry.hidden) - 1] for entry in entries], device=device)
             inputs["position_ids"] = torch.minimum(begin + torch.arange(width, device=device)[None], last)
-
-    @contextmanager
-    def _passing(self, hidden: Tensor) -> Iterator[None]:
-        r = self.plan.replayed
-        returned = _as_returned(hidden, self._others)
-        replaced: list[tuple[nn.Module, Callable[..., Any]]] = [
-            (block, partial(_pass_on, self._others)) for block in self.plan.blocks[:r]
-        ]
-        replaced.append((self.plan.blocks[r], lambda *args, **kwargs: returned))
-        with ExitStack() as stack:
-            for block, forward in replaced:
-                stack.enter_context(forward_as(block, forward))
-            yield
-
-
-def _pass_on(others: int | None, *args: Any, **kwargs: Any) -> Any:
-    return _as_returned(args[0] if args else kwargs["hidden_states"], others)
-
-
-def _as_returned(hidden: Tensor, others: int | None) -> Any:
-    """As a block returns it: alone, or the first of a tuple with so many `others`."""
-    return hidden if others is None else (hidden, *[None] * others)
 
 
 def _padded(values: list[Tensor], width: int, device: torch.device) -> Tensor:
@@ -341,15 +316,6 @@ def _padded(values: list[Tensor], width: int, device: torch.device) -> Tensor:
     for i, value in enumerate(values):
         padded[i, : len(value)] = value.to(device, non_blocking=True)
     return padded
-
-
-def _takes_position_ids(root: Any) -> bool:
-    return "position_ids" in inspect.signature(root.forward).parameters
-
-
-def _cache_name(root: Any) -> str:
-    """`cache` from transformers 5.24 on."""
-    return "cache" if "cache" in inspect.signature(root.forward).parameters else "past_key_values"
 
 
 def describe(size: int, rows: int, where: str) -> str:

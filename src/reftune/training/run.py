@@ -242,7 +242,7 @@ def do_run(
         read_records(config.eval_data)
     set_seed(config.seed)
     base, tokenizer = loaded or load_base(config.model, dtype=config.dtype)
-    dataset, eval_dataset = _datasets(config, tokenizer)
+    dataset, eval_dataset = datasets_of(config, tokenizer)
     try:
         wanted.resolve_texts(tokenizer)
     except ValueError as error:
@@ -283,7 +283,7 @@ def do_run(
         return _result(trainer, model, tokenizer, output, seconds)
 
 
-def _datasets(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:
+def datasets_of(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> tuple[Any, Any]:
     """The examples to train on, and those for the evaluation, or None."""
     dataset = build_dataset(config.data, tokenizer, max_length=config.max_length, train_on=config.train_on)
     if config.eval_data is None:

@@ -6,8 +6,8 @@ Must not know: tasks, the command line.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from ..errors import DataError, ReftuneError
 from ..tuner import call_state, find_root
 from .checkpoints import Room, damage, last_whole
 from .frozen import frozen_plan
+from .gates import Gates
 from .groups import check_factors, with_factors
 from .loss import ResponseLoss
+from .measure import EditLog, counted, counted_of
 from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
@@ -55,8 +57,11 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
     - `shared`: a store of such prefixes that several adapters on the same base have in common.
     - Checkpoints end with a mark that lists their files; what is not whole is not resumed from.
     - `packing=True`: the rows of a batch are laid end to end in one row, without padding.
+    - Every logged loss has beside it `edit_ratio`, the mean of ‖edit‖ / ‖state‖ over the tokens edited in that step,
+      `edit_top_layer`, the layer that has the largest part of their sum, and `edit_top_share`, this part.
     - `lr_groups={"b": 10}`: the tensors of that name, or a module trained beside the interventions, have ten times the
       learning rate (`parameter_groups` makes the same groups for other trainers).
+    - `gates=Gates(model)`: which layers and groups of positions are needed is learnt along the way.
 
     All of this is left aside where the model or the arguments ask for more: label smoothing, a loss function or a head
     of one's own, `torch_compile`, metrics that need logits.
@@ -64,7 +69,7 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
     Raises:
         DataError: no collator is given and no tokenizer to make one from.
         ReftuneError: an unknown value of `reuse`; `packing` with a collator of one's own; factors in `lr_groups` that
-            are no numbers above 0, and in `train` names that nothing trained has.
+            are no numbers above 0, and in `train` names that nothing trained has; `gates` in several processes.
     """
 
     def __init__(
@@ -81,6 +86,7 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
         shared: SharedPrefix | None = None,
         packing: bool = False,
         lr_groups: Mapping[str, float] | None = None,
+        gates: Gates | None = None,
         on_fill: OnFill | None = None,
         **kwargs: Any,
     ) -> None:
@@ -98,6 +104,7 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
             data_collator = ReftCollator(tokenizer, packing=packing)
         check_factors(lr_groups or {})
         self.lr_groups = dict(lr_groups or {})
+        self.gates = gates
         self.reuse = reuse
         self.reuse_limit_gb = reuse_limit_gb
         self.shared = shared
@@ -108,6 +115,7 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
         self._loss: ResponseLoss | bool | None = None
         self._frozen: FrozenPrefix | None = None
         self._reuse_is_due = False
+        self._edits = EditLog()
         super().__init__(
             model=model,
             args=args,
@@ -117,6 +125,10 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
             processing_class=processing_class,
             **kwargs,
         )
+        if gates is not None and (self.args.world_size > 1 or self._is_special()):
+            raise ReftuneError(
+                "gates are learnt in one process and with the plain loss; take one, and prune before others"
+            )
         style = PromptStyle.of_dataset(train_dataset)
         if style is not None and isinstance(model, PeftModel):
             for name in model.active_adapters:
@@ -152,7 +164,23 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
         optimizer = super().create_optimizer(*args, **kwargs)
         if self.lr_groups and is_new:
             optimizer.param_groups[:] = with_factors(optimizer.param_groups, self._inner(), self.lr_groups)
+        if self.gates is not None and is_new:
+            rate = self.gates.learning_rate
+            optimizer.add_param_group({"params": [self.gates.a], "lr": rate, "weight_decay": 0.0})
         return optimizer
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        if self.gates is None:
+            return super().training_step(model, *args, **kwargs)
+        self.gates.begin(self.state.global_step, self.state.max_steps, self.args.seed)
+        loss = super().training_step(model, *args, **kwargs)
+        self.accelerator.backward(self.gates.cost() / self.args.gradient_accumulation_steps)
+        return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.gates is not None:
+            self.gates.load(Path(resume_from_checkpoint))
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         self._drop_frozen_if_stale()
@@ -182,7 +210,8 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
             loss = self._short_loss(model, inputs, num_items_in_batch)
             if loss is not None:
                 return loss
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        with self._measuring(lambda: counted_of(inputs)):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -196,12 +225,23 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
                 return loss.detach(), None, None
         return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        if "loss" in logs:
+            over_processes: Any = self.accelerator.reduce
+            logs |= self._edits.values(self.state, lambda totals: over_processes(totals, "sum"))
+        super().log(logs, *args, **kwargs)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self._edits.epoch_steps = kwargs.get("num_update_steps_per_epoch")
         if self.state.global_step >= self.state.max_steps:
             # resumed from the end of a run: Trainer would look for that after one step more, unless an epoch ends here
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
+
+    def _save_more(self, checkpoint: Path) -> None:
+        if self.gates is not None:
+            self.gates.save(checkpoint)
 
     def _set_signature_columns_if_needed(self) -> None:
         # Trainer drops what forward() does not name; these two are taken off by the model's hooks
@@ -228,7 +268,7 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
         packed = packed_batch(inputs) if rows is None else None
         if rows is None and packed is None:
             return None
-        total = self._loss(model, packed) if packed is not None else self._sum_of(model, rows or [])
+        total = self._sum_of(model, rows or []) if packed is None else self._loss_of(self._loss, model, packed)
         if not self.model_accepts_loss_kwargs or items is None:
             count = len(packed.targets) if packed is not None else sum(row.labelled for row in rows or [])
             return total / count
@@ -242,7 +282,14 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
         loss = self._loss
         assert isinstance(loss, ResponseLoss)
         with self._shared_bases():
-            return torch.stack([loss(model, batch) for _, batch in self.batches(rows)]).sum()
+            return torch.stack([self._loss_of(loss, model, batch) for _, batch in self.batches(rows)]).sum()
+
+    def _loss_of(self, loss: ResponseLoss, model: nn.Module, batch: Batch) -> Tensor:
+        with self._measuring(lambda: counted(batch)):
+            return loss(model, batch)
+
+    def _measuring(self, kept: Callable[[], Tensor | None]) -> AbstractContextManager[None]:
+        return self._edits.measuring(self._inner(), self.args, self.state, kept)
 
     def batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[Row], Batch]]:
         """The rows in parts of similar length, each as a batch to call the model with before the next one is taken."""

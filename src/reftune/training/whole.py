@@ -6,11 +6,11 @@ Must not know: what is trained.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer import TRAINING_ARGS_NAME, Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from .checkpoints import rotate, saving, seal
@@ -18,12 +18,15 @@ from .checkpoints import rotate, saving, seal
 __all__ = ["WholeCheckpoints"]
 
 
-class WholeCheckpoints:
-    """To be named before a trainer's class."""
+if TYPE_CHECKING:
+    Base = Trainer
+else:
+    # whichever trainer's class is named behind
+    Base = object
 
-    args: Any
-    state: Any
-    accelerator: Any
+
+class WholeCheckpoints(Base):
+    """To be named before a trainer's class."""
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run, step, limit = Path(self._get_output_dir(trial=trial)), self.state.global_step, self.args.save_total_limit
@@ -40,7 +43,11 @@ class WholeCheckpoints:
                 if (checkpoint / TRAINING_ARGS_NAME).exists():
                     # with the limit
                     torch.save(self.args, checkpoint / TRAINING_ARGS_NAME)
+                self._save_more(checkpoint)
                 if not self.args.save_only_model:
                     seal(checkpoint)
         if self.args.should_save:
             rotate(run, step, limit=limit, best=self.state.best_model_checkpoint)
+
+    def _save_more(self, checkpoint: Path) -> None:
+        """What else belongs into a checkpoint."""

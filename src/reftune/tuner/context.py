@@ -35,6 +35,7 @@ from ..positions import (
     token_units,
 )
 from .caches import Filled
+from .meter import Meter
 
 __all__ = [
     "PROMPT_LENGTH",
@@ -383,6 +384,8 @@ class Outer:
     progress: Progress | None = None
     bases: dict[nn.Module, Tensor] | None = None
     """Shared by several calls between which no parameter changes; None where there are none such."""
+    meter: Meter | None = None
+    """What is told of every edit, if anything is."""
 
 
 class CallState(threading.local):

@@ -300,7 +300,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
                     return h
             else:
                 at = pick(slots, own_slots(spec, joint)[unit.part], known.width)
-            mask = self._rank_mask(unit.group, at.rows, h.shape[0])
+            mask = self._rank_mask(unit, at.rows, h.shape[0])
             h_NPD = h_TD.index_select(0, at.tokens.flatten()).view(*at.tokens.shape, -1)
             if at.valid is None:
                 delta_NPD = self._delta(frame, adapter, unit, h_NPD, mask)
@@ -309,6 +309,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
                 delta_NPD = self._delta(frame, adapter, unit, torch.where(at.valid, h_NPD, 0), mask)
                 delta_NPD = torch.where(at.valid, delta_NPD, 0)
             delta_NPD = turned(delta_NPD, self.strengths.get(adapter), self.state.outer, at.rows, h.shape[0])
+            self._tell(h_NPD, delta_NPD, at.tokens, at.valid)
             deltas.append(delta_NPD.to(h.dtype).flatten(0, 1))
             places.append(at.tokens.flatten())
         if len(places) == 1:
@@ -324,7 +325,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             if keep is None:
                 return edited
         every_row = torch.arange(h.shape[0], device=h.device)
-        mask = self._rank_mask(unit.group, every_row[:, None], h.shape[0])
+        mask = self._rank_mask(unit, every_row[:, None], h.shape[0])
         delta = self._delta(frame, adapter, unit, h, mask)
         if rows is not None:
             of_rows = torch.isin(every_row, rows)[:, None]
@@ -332,6 +333,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         if keep is not None:
             delta = torch.where(keep[..., None], delta, 0)
         delta = turned(delta, self.strengths.get(adapter), self.state.outer, every_row[:, None], h.shape[0])
+        self._tell(h, delta, None, None if keep is None else keep[..., None].expand(*h.shape[:2], 1))
         return edited + delta.to(h.dtype)
 
     def _apply_terms(
@@ -353,7 +355,7 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             # compiled: the number of tokens must not matter
             every_row = torch.arange(h.shape[0], device=h.device)
             keep = mask_BT if rows is None else mask_BT & torch.isin(every_row, rows)[:, None]
-            on = self._rank_mask(unit.group, every_row[:, None], h.shape[0])
+            on = self._rank_mask(unit, every_row[:, None], h.shape[0])
             delta = self._delta(frame, adapter, unit, torch.where(keep[..., None], h, 0), on)
             delta = turned(delta, self.strengths.get(adapter), self.state.outer, every_row[:, None], h.shape[0])
             return edited + torch.where(keep[..., None], delta, 0).to(h.dtype)
@@ -364,9 +366,16 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         at_M = at_M1[:, 0]
         h_M1D = h.flatten(0, 1).index_select(0, at_M)[:, None]
         rows_M1 = at_M1 // h.shape[1]
-        delta_M1D = self._delta(frame, adapter, unit, h_M1D, self._rank_mask(unit.group, rows_M1, h.shape[0]))
+        delta_M1D = self._delta(frame, adapter, unit, h_M1D, self._rank_mask(unit, rows_M1, h.shape[0]))
         delta_M1D = turned(delta_M1D, self.strengths.get(adapter), self.state.outer, rows_M1, h.shape[0])
+        self._tell(h_M1D, delta_M1D, at_M1, None)
         return edited.flatten(0, 1).index_add(0, at_M, delta_M1D[:, 0].to(h.dtype)).view(h.shape)
+
+    def _tell(self, h: Tensor, delta: Tensor, tokens: Tensor | None, valid: Tensor | None) -> None:
+        """valid [N, P, 1], None where all are."""
+        meter = self.state.outer.meter
+        if meter is not None:
+            meter.see(self.layer, h, delta, tokens, None if valid is None else valid[..., 0])
 
     def _delta(self, frame: Frame | None, adapter: str, unit: Unit, h: Tensor, mask: Tensor | None) -> Tensor:
         phi = self.phi(adapter, unit)
@@ -374,8 +383,9 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             return phi(h, mask, frame.bases[phi])
         return phi(h, mask)
 
-    def _rank_mask(self, group: ReftGroup, rows: Tensor, batch: int) -> Tensor | None:
+    def _rank_mask(self, unit: Unit, rows: Tensor, batch: int) -> Tensor | None:
         """[N, P, r] of 0 and 1, or None where every row of the rank is on; rows [N, P] are batch rows."""
+        group = unit.group
         parts = group.subspaces
         if parts is None:
             return None

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..segments import IGNORED_LABEL
 from .caches import find_cache, note_of, put_note
 from .context import PROMPT_LENGTH, SPANS, STRENGTH, SUBSPACES, CallState, Frame, Outer, Role, strengths_of
 from .prompts import note_for, open_frame
@@ -154,7 +155,7 @@ def _with_arguments(outer: Outer, given: Mapping[str, Any], *, is_lm: bool) -> O
     if given.get(SPANS) is not None:
         said["spans"] = torch.as_tensor(given[SPANS])
     if is_lm and given.get("labels") is not None:
-        said["labels"] = given["labels"]
+        said["labels"] = _of_all_columns(given["labels"], given)
     for name, argument in (("mask", "attention_mask"), ("tokens", "input_ids")):
         value = given.get(argument)
         if isinstance(value, Tensor) and value.ndim == 2:
@@ -162,6 +163,29 @@ def _with_arguments(outer: Outer, given: Mapping[str, Any], *, is_lm: bool) -> O
     if _scores_columns(given.get("logits_to_keep")):
         said["scored_columns"] = True
     return replace(outer, **said) if said else outer
+
+
+def _of_all_columns(labels: Any, given: Mapping[str, Any]) -> Any:
+    """Labels that were cut to the columns of `logits_to_keep`, as wide as the text again; others as they are.
+
+    Cut labels are those of the tokens behind the columns that are kept: logits j is compared with label j + 1.
+    """
+    keep, tokens = given.get("logits_to_keep"), given.get("input_ids")
+    tokens = given.get("inputs_embeds") if tokens is None else tokens
+    if not isinstance(labels, Tensor) or not isinstance(tokens, Tensor) or labels.ndim != 2 or keep is None:
+        return labels
+    width = tokens.shape[1]
+    if isinstance(keep, int):
+        columns = torch.arange(width - keep, width, device=labels.device)
+    elif torch.compiler.is_compiling():
+        return labels
+    else:
+        columns = keep.flatten().nonzero().flatten() if keep.dtype == torch.bool else keep.flatten() % width
+    if labels.shape[1] == width or labels.shape[1] != columns.numel():
+        return labels
+    whole = labels.new_full((labels.shape[0], width), IGNORED_LABEL)
+    whole[:, columns[:-1].to(labels.device) + 1] = labels[:, 1:]
+    return whole
 
 
 def _scores_columns(logits_to_keep: Any) -> bool:

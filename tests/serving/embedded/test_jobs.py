@@ -24,7 +24,7 @@ from reftune.training import RunConfig, train_run
 from tests.serving.embedded.conftest import Serve
 from tests.serving.folders import BASE
 
-ROWS = [{"prompt": f"one two {word}", "completion": f" {word} three"} for word in ("four", "five", "six", "seven")]
+ROWS = [{"prompt": f"w1 w2 {word}", "completion": f" {word} w3"} for word in ("w4", "w5", "w6", "w7")]
 TEXT = "".join(json.dumps(row) + "\n" for row in ROWS)
 REFT = {"r": 2, "layers": [0, 1], "positions": "f1+l1"}
 PATIENCE = 240.0
@@ -65,7 +65,7 @@ def wait(client: OpenAI, id: str, *statuses: str) -> Any:
 @pytest.fixture(scope="module")
 def done(client: OpenAI) -> Any:
     """A job that was paused while it ran, and went on."""
-    validation = upload(client, TEXT.replace("one", "nine"))
+    validation = upload(client, TEXT.replace("w1", "w9"))
     job = create(client, EPOCHS, suffix="mine", metadata={"who": "me"}, validation_file=validation)
     assert job.status == "validating_files" and job.fine_tuned_model is None
     while not client.fine_tuning.jobs.retrieve(job.id).progress["step"]:  # type: ignore[attr-defined]
@@ -96,7 +96,7 @@ def test_a_job_that_was_paused_gives_the_adapter_that_training_by_hand_gives(
         **{"training": {"blob": "rows.jsonl"}, "validation": {"blob": "valid.jsonl"}},
     }
     (tmp_path / "rows.jsonl").write_text(TEXT)
-    (tmp_path / "valid.jsonl").write_text(TEXT.replace("one", "nine"))
+    (tmp_path / "valid.jsonl").write_text(TEXT.replace("w1", "w9"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -150,7 +150,7 @@ def test_pages_and_raw_responses(client: OpenAI) -> None:
 @pytest.mark.slow
 def test_an_adapter_is_told_of_taken_away_and_deleted(done: Any, client: OpenAI) -> None:
     name = done.fine_tuned_model
-    client.completions.create(model=name, prompt="one", max_tokens=1)
+    client.completions.create(model=name, prompt="w1", max_tokens=1)
     http = httpx.Client(base_url=str(client.base_url), timeout=30)
     found = http.get(f"reft/adapters/{name}").json()
     assert found["loaded"] and found["rows"] == 4 and found["layers"] == [0, 1] and found["train_loss"] > 0
@@ -161,19 +161,19 @@ def test_an_adapter_is_told_of_taken_away_and_deleted(done: Any, client: OpenAI)
     assert {Path(path).name for path in names} >= {"adapter_config.json", "adapter_model.safetensors", "reftune.json"}
     assert http.post(f"reft/adapters/{name}/unload").json()["loaded"] is False
     with pytest.raises(NotFoundError):
-        client.completions.create(model=name, prompt="one", max_tokens=1)
+        client.completions.create(model=name, prompt="w1", max_tokens=1)
     assert http.post(f"reft/adapters/{name}/load").json()["loaded"] is True
-    client.completions.create(model=name, prompt="one", max_tokens=1)
+    client.completions.create(model=name, prompt="w1", max_tokens=1)
     assert http.delete(f"reft/adapters/{name}").json()["deleted"] is True
     assert http.get(f"reft/adapters/{name}").status_code == 404
     with pytest.raises(NotFoundError):
-        client.completions.create(model=name, prompt="one", max_tokens=1)
+        client.completions.create(model=name, prompt="w1", max_tokens=1)
 
 
 def test_a_preview_tells_tokens_prompt_and_edits(client: OpenAI) -> None:
     http = httpx.Client(base_url=str(client.base_url), timeout=30)
     groups = [{"positions": "f1"}, {"positions": "l1", "layers": [1]}, {"positions": "response", "layers": [0]}]
-    body = {"rows": [ROWS[0], {"prompt": "one"}], "reft": {"r": 2, "layers": [0], "groups": groups}}
+    body = {"rows": [ROWS[0], {"prompt": "w1"}], "reft": {"r": 2, "layers": [0], "groups": groups}}
     found = http.post("reft/preview", json=body).json()
     good, bad = found["data"]
     assert bad["row"] == 2 and "completion" in bad["error"] and bad["ids"] == []
@@ -193,11 +193,11 @@ def test_a_job_learns_from_preferences(client: OpenAI) -> None:
 
     rows = [
         {
-            "input": {"messages": [{"role": "user", "content": f"one two {word}"}]},
-            "preferred_output": said("three"),
-            "non_preferred_output": said("four"),
+            "input": {"messages": [{"role": "user", "content": f"w1 w2 {word}"}]},
+            "preferred_output": said("w3"),
+            "non_preferred_output": said("w4"),
         }
-        for word in ("four", "five", "six", "seven")
+        for word in ("w4", "w5", "w6", "w7")
     ]
     file = upload(client, "".join(json.dumps(row) + "\n" for row in rows))
     options: Any = {"n_epochs": 20, "batch_size": 4, "beta": 0.5, "learning_rate_multiplier": 50}
@@ -213,5 +213,5 @@ def test_a_job_learns_from_preferences(client: OpenAI) -> None:
     assert abs(losses[-1] - 0.6931) < 1e-3 and losses[0] < 0.5 * losses[-1], losses
     assert job.fine_tuned_model is not None
     client.chat.completions.create(
-        model=job.fine_tuned_model, messages=[{"role": "user", "content": "one two four"}], max_tokens=2
+        model=job.fine_tuned_model, messages=[{"role": "user", "content": "w1 w2 w4"}], max_tokens=2
     )

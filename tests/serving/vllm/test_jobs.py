@@ -22,8 +22,8 @@ from tests.serving.vllm.servers import BASE, served, text_world
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
 
 ROWS = [
-    {"messages": [{"role": "user", "content": f"one two {word}"}, {"role": "assistant", "content": "three"}]}
-    for word in ("four", "five", "six", "seven")
+    {"messages": [{"role": "user", "content": f"w1 w2 {word}"}, {"role": "assistant", "content": "w3"}]}
+    for word in ("w4", "w5", "w6", "w7")
 ]
 PATIENCE = 300.0
 
@@ -32,8 +32,8 @@ def test_what_is_trained_is_served_by_all_processes_and_after_a_restart(tmp_path
     world = text_world(tmp_path / "world")
     flags = ("--fine-tuning", str(tmp_path / "tuning"), "--fine-tuning-device", "cpu", "--api-server-count", "2")
     text = "".join(json.dumps(row) + "\n" for row in ROWS)
-    asked: Any = {"messages": [{"role": "user", "content": "one two nine"}], "max_tokens": 6, "temperature": 0}
-    with served(world, (), tmp_path / "log", *flags) as url:
+    asked: Any = {"messages": [{"role": "user", "content": "w1 w2 w9"}], "max_tokens": 6, "temperature": 0}
+    with served(world, world.names[:1], tmp_path / "log", *flags) as url:
         client = OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         file = client.files.create(file=("rows.jsonl", text.encode()), purpose="fine-tune")
         with pytest.raises(BadRequestError, match="act_fn"):
@@ -57,8 +57,8 @@ def test_what_is_trained_is_served_by_all_processes_and_after_a_restart(tmp_path
         answers = {answer(url, name, asked) for _ in range(8)}
         assert len(answers) == 1
         adapters = httpx.get(f"{url}/v1/reft/adapters").json()["data"]
-        assert [(a["id"], a["loaded"], a["rows"]) for a in adapters] == [(name, True, 4)]
-    with served(world, (), tmp_path / "log2", *flags) as url:
+        assert [(a["id"], a["loaded"], a["rows"]) for a in adapters] == [(name, True, 4), (world.names[0], True, None)]
+    with served(world, world.names[:1], tmp_path / "log2", *flags) as url:
         assert {answer(url, name, asked) for _ in range(4)} == answers
         assert httpx.post(f"{url}/v1/reft/adapters/{name}/unload").json()["loaded"] is False
         assert httpx.get(f"{url}/v1/models").text.count(name) == 0

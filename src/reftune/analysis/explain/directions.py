@@ -8,6 +8,7 @@ Must not know: what is switched off, pictures.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ from torch import Tensor, nn
 from ...errors import ReftuneError
 from ...interventions import LowRankIntervention
 from ...training.loss import ResponseLoss
-from .probe import Probe, Text, first_of, size
+from .probe import Probe
+from .switches import Text, first_of, size
+
+# Vectors that the lens is shown at once.
+AT_ONCE = 64
 
 __all__ = ["Lens", "basis_rows", "edit_rows", "top_tokens"]
 
@@ -84,26 +89,29 @@ def top_tokens(probe: Probe, values: Tensor, count: int, *, name: str = "logit")
     return [{"token": str(probe.tokenizer.decode([i])), "id": i, name: value} for i, value in pairs]
 
 
+def _on_top(probe: Probe, lens: Lens, vectors: Sequence[Tensor], count: int) -> list[dict[str, Any]]:
+    """For each vector [d] the tokens that its lens has on top, and those of its opposite."""
+    found = []
+    for at in range(0, len(vectors), AT_ONCE):
+        rows = torch.stack(list(vectors[at : at + AT_ONCE]))
+        for up, down in zip(lens(rows), lens(-rows), strict=True):
+            pair = (top_tokens(probe, values, count) for values in (up, down))
+            found.append(dict(zip(("promotes", "suppresses"), pair, strict=True)))
+    return found
+
+
 def basis_rows(probe: Probe, lens: Lens, *, count: int = 5) -> list[dict[str, Any]]:
     """For every row of every basis: the tokens that the lens of the row has on top, and those of its opposite."""
-    found = []
+    found, vectors = [], []
     for site in probe.sites:
         for number, phi in enumerate(probe.phis(site)):
             if not site.in_stream or not isinstance(phi, LowRankIntervention):
                 continue
             with torch.no_grad():
-                basis = phi.basis()
-            for row, (up, down) in enumerate(zip(lens(basis), lens(-basis), strict=True)):
-                found.append(
-                    {
-                        "site": site.name,
-                        "phi": number,
-                        "row": row,
-                        "promotes": top_tokens(probe, up, count),
-                        "suppresses": top_tokens(probe, down, count),
-                    }
-                )
-    return found
+                for row, vector in enumerate(phi.basis()):
+                    found.append({"site": site.name, "phi": number, "row": row})
+                    vectors.append(vector)
+    return [{**line, **tokens} for line, tokens in zip(found, _on_top(probe, lens, vectors, count), strict=True)]
 
 
 def edit_rows(probe: Probe, text: Text, lens: Lens | None, *, count: int = 5) -> list[dict[str, Any]]:
@@ -114,6 +122,7 @@ def edit_rows(probe: Probe, text: Text, lens: Lens | None, *, count: int = 5) ->
     """
     seen = probe.seen(text)
     labels, found = probe.labels(text), []
+    shown: list[tuple[dict[str, Any], Tensor]] = []
     for site in probe.sites:
         before, delta = seen.before[site.name], seen.delta(site.name)
         for column, number in probe.edits(site, text):
@@ -134,9 +143,11 @@ def edit_rows(probe: Probe, text: Text, lens: Lens | None, *, count: int = 5) ->
                 line["before"], line["after"] = _coordinates(phi, before[column], delta[column])
             # of nothing the lens shows what the norm's bias does
             if lens is not None and site.in_stream and edit:
-                line["promotes"] = top_tokens(probe, lens(delta[column]), count)
-                line["suppresses"] = top_tokens(probe, lens(-delta[column]), count)
+                shown.append((line, delta[column]))
             found.append(line)
+    if lens is not None:
+        for (line, _), tokens in zip(shown, _on_top(probe, lens, [edit for _, edit in shown], count), strict=True):
+            line.update(tokens)
     return found
 
 

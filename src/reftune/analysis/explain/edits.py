@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .probe import Probe, Text, size
+from .probe import Probe
+from .switches import Text, size
 
 __all__ = ["Sizes", "edit_sizes", "ratios"]
 

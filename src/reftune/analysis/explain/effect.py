@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from .directions import Lens, top_tokens
-from .probe import EVERY, NONE, Probe, Text, wide
+from .probe import Probe
+from .switches import EVERY, NONE, Text, wide
 
 __all__ = ["along_layers", "kl", "next_tokens"]
 
@@ -47,13 +48,14 @@ def along_layers(
     `resid_post.<i>` with the edit of block i, as all that follows gets it.
     """
     at = text.prompt_length - 1 if column is None else column
-    base, adapter = (probe.seen(text, switch).blocks for switch in (NONE, EVERY))
+    seen = (probe.seen(text, switch).blocks for switch in (NONE, EVERY))
+    base, adapter = (lens(torch.stack([states[at] for states in blocks])) for blocks in seen)
     wanted = text.ids[at + 1] if at + 1 < len(text.ids) else None
     return [
         {
             "site": f"resid_post.{i}",
             "layer": i,
-            **_both(probe, lens(without[at]), lens(with_edits[at]), wanted, count),
+            **_both(probe, without, with_edits, wanted, count),
         }
         for i, (without, with_edits) in enumerate(zip(base, adapter, strict=True))
     ]

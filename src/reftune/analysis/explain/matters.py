@@ -17,8 +17,8 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import ReftuneError
-from .effect import kl
-from .probe import EVERY, NONE, Probe, Switch, Text
+from .probe import Probe
+from .switches import EVERY, NONE, Switch, Text
 
 __all__ = ["KINDS", "patch", "smallest_set", "switched_off"]
 
@@ -28,15 +28,16 @@ Report = Callable[[int], None]
 
 def _scores(probe: Probe, text: Text, switches: Sequence[Switch]) -> list[tuple[float, float]]:
     """For the base, the adapter and each switch: (log-likelihood of the answer, Σ KL(adapter ‖ this))."""
-    found = probe.logits(text, [EVERY, NONE, *switches])
-    full = next(found)
-    likelihood = probe.log_likelihood
-    first = [(likelihood(text, base), _distance(full, base)) for base in [next(found)]]
-    return [*first, (likelihood(text, full), 0.0), *((likelihood(text, x), _distance(full, x)) for x in found)]
+    with probe.keeping():
+        log_p = probe.logits(text, [EVERY])[0][:-1].log_softmax(-1)
+        p = log_p.exp()
 
+        def score(logits: Tensor) -> tuple[float, float]:
+            log_q = logits[:-1].log_softmax(-1)
+            distance = (p * (log_p - log_q)).sum(-1).clamp(min=0).sum()
+            return probe.log_likelihood(text, logits), float(distance)
 
-def _distance(full: Tensor, other: Tensor) -> float:
-    return sum(kl(one, two) for one, two in zip(full[:-1], other[:-1], strict=True))
+        return probe.each(text, [NONE, EVERY, *switches], score)
 
 
 def switched_off(
@@ -113,6 +114,11 @@ def smallest_set(
     """
     if not 0 < keep <= 1:
         raise ReftuneError(f"keep={keep!r} is not a share of the effect; use a number above 0, at most 1")
+    with probe.keeping():
+        return _smallest_set(probe, texts, keep, progress)
+
+
+def _smallest_set(probe: Probe, texts: Sequence[Text], keep: float, progress: Report | None) -> dict[str, Any]:
     (base, apart), (full, _), *_ = _totals(probe, texts, [])
     likelier = full > base
     if not likelier and apart <= 0:
@@ -134,6 +140,8 @@ def smallest_set(
         steps.append({"layer": rest[best], "share": share})
         if progress is not None:
             progress(len(chosen))
+    if progress is not None:
+        progress(len(probe.layers))
     for layer in list(chosen)[:-1]:
         fewer = [other for other in chosen if other != layer]
         left = shares([fewer])[0]
@@ -149,7 +157,7 @@ def _totals(probe: Probe, texts: Sequence[Text], switches: Sequence[Switch]) -> 
     return [(sum(value for value, _ in pairs), sum(moved for _, moved in pairs)) for pairs in every]
 
 
-def patch(probe: Probe, text: Text, *, progress: Report | None = None) -> dict[str, Any]:
+def patch(probe: Probe, text: Text) -> dict[str, Any]:
     """What each edit does alone: the share of the effect that is there when only this site edits, at this token only.
 
     `share` is [site][column of `columns`], None where the site does not edit the token, or where there is no effect;
@@ -159,13 +167,7 @@ def patch(probe: Probe, text: Text, *, progress: Report | None = None) -> dict[s
     places = [(site, column) for site in probe.sites for column in probe.columns(site, text)]
     switches = [Switch(sites=frozenset([site.name]), columns=frozenset([column])) for site, column in places]
     switches += [Switch(columns=frozenset([column])) for column in columns]
-    found: list[float] = []
-    base, full = probe.log_likelihoods(text, [NONE, EVERY])
-    size = 64
-    for start in range(0, len(switches), size):
-        found += probe.log_likelihoods(text, switches[start : start + size])
-        if progress is not None:
-            progress(len(found))
+    base, full, *found = probe.log_likelihoods(text, [NONE, EVERY, *switches])
     gain = {
         (site.name, column): value - base for (site, column), value in zip(places, found[: len(places)], strict=True)
     }

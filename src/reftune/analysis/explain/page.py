@@ -31,7 +31,7 @@ from ...reporting.numbers import NONE, significant
 from ...reporting.page import to_html
 from ...values import ranges
 
-__all__ = ["write_explained"]
+__all__ = ["picture", "write_explained"]
 
 Found = Mapping[str, Any]
 # Rows of a table before the rest is folded.
@@ -63,7 +63,8 @@ def write_explained(found: Found, path: Path) -> Path:
     return path
 
 
-def _picture(name: str, title: str, figure: Any, caption: str = "") -> Picture:
+def picture(name: str, title: str, figure: Any, caption: str = "") -> Picture:
+    """A figure as a block."""
     from ...reporting.svg import measured, to_svg  # noqa: PLC0415 — the extra `report`
 
     with measured():
@@ -114,7 +115,7 @@ def _size(found: Found) -> list[Block]:
 
     size, count = found["size"], found["texts"]
     pictures = [
-        _picture(
+        picture(
             "size",
             "Norm of the edit, % of that of the state",
             heat_map(size["mean"], size["sites"], size["positions"]),
@@ -123,7 +124,7 @@ def _size(found: Found) -> list[Block]:
     ]
     if count > 1:
         figure = heat_map(size["std"], size["sites"], size["positions"])
-        pictures.append(_picture("spread", "Spread over the texts, %", figure))
+        pictures.append(picture("spread", "Spread over the texts, %", figure))
     how = "f1 is the first token of the prompt, l1 the last, r1 the first of the answer."
     return [Pictures(pictures, how)]
 
@@ -208,7 +209,7 @@ def _effect(found: Found) -> list[Block]:
     if along:
         x = [line["layer"] for line in along]
         pictures = [
-            _picture(
+            picture(
                 "kl",
                 "KL(adapter ‖ base) behind each layer, nats",
                 lines(x, [("KL", [line["kl"] for line in along])], label="nats"),
@@ -216,7 +217,7 @@ def _effect(found: Found) -> list[Block]:
         ]
         if along[0]["p_base"] is not None:
             series = [(name, [line[f"p_{name}"] for line in along]) for name in ("adapter", "base")]
-            pictures.append(_picture("p", "Probability of the first answer token", lines(x, series, label="p")))
+            pictures.append(picture("p", "Probability of the first answer token", lines(x, series, label="p")))
         blocks.append(Pictures(pictures, "Along the layers, by the logit lens at the last token of the prompt."))
         table = Table([Column("behind", number=False), *columns[1:]], rows("site", along), "By the logit lens")
         blocks.append(Fold("Every layer", [table]))
@@ -243,7 +244,7 @@ def _matters(found: Found) -> list[Block]:
         some = matters[kind][: 2 * SHOWN]
         figure = bars([str(row[name]) for row in some], [row[by] for row in some], label="nats")
         title = f"{'Loss' if by == 'loss' else 'KL from the adapter'} without one {name}"
-        pictures.append(_picture(kind, title, figure))
+        pictures.append(picture(kind, title, figure))
     blocks.append(Pictures(pictures))
     for kind in ("layers", "positions", "rows"):
         columns = [Column(kind, number=False), Column("loss, nats"), Column("share, %"), Column("KL, nats")]
@@ -279,4 +280,4 @@ def _patching(found: Found) -> list[Block]:
     cells, what = (patching["share"], "% of the effect") if in_shares else (patching["gain"], "nats × 100")
     figure = heat_map(cells, patching["sites"], names)
     caption = "only this site edits, and only at this token; red: the answer becomes less likely"
-    return [Pictures([_picture("patching", f"One edit alone, {what}", figure, caption)])]
+    return [Pictures([picture("patching", f"One edit alone, {what}", figure, caption)])]

@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from ...reporting.svg import FONT, INK, SERIES, measured
 
-__all__ = ["bars", "heat_map", "lines"]
+__all__ = ["bars", "heat_map", "lines", "points"]
 
 # Inches: of a cell, of a row, and of what stands around.
 CELL, ROW, LEFT, TOP = 0.45, 0.2, 1.15, 0.1
@@ -87,7 +87,21 @@ def lines(x: Sequence[int], series: Sequence[tuple[str, Sequence[float]]], *, la
             axes.plot(x, values, color=colour, label=name, marker="o", markersize=2.5, linewidth=1.4)
         axes.set_xlabel("layer")
         axes.set_ylabel(label)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=min(0, *(value for _, values in series for value in values)) if x else 0)
         if len(series) > 1:
             axes.legend(frameon=False, loc="upper left")
+    return figure
+
+
+def points(at: Sequence[tuple[int, float]], *, label: str, top: float, ticks: Sequence[float]) -> Figure:
+    """A point for each pair (layer, value), from 0 up to `top`."""
+    with measured():
+        figure = Figure(figsize=(5.0, 2.6))
+        FigureCanvasAgg(figure)
+        axes = figure.add_axes((0.13, 0.2, 0.85, 0.76))
+        axes.scatter([x for x, _ in at], [y for _, y in at], s=14, color=COLOUR, linewidths=0)
+        axes.set_xlabel("layer")
+        axes.set_ylabel(label)
+        axes.set_ylim(0, top)
+        axes.set_yticks(list(ticks))
     return figure

@@ -16,12 +16,13 @@ from typing import Any
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
+from ...card import named, write_card
 from ...config import ReftConfig, resolve_layers
 from ...errors import ReftuneError
 from ...files import check_writable, sync, told
 from ...models import name_for_others
 from ...tuner import ReftLayer
-from ...values import literal_regex
+from ...values import literal_regex, ranges
 from .probe import Probe
 
 __all__ = ["check_prune_to", "save_pruned"]
@@ -34,8 +35,12 @@ def check_prune_to(folder: Path) -> None:
     check_writable(folder)
 
 
-def save_pruned(probe: Probe, layers: Sequence[int], folder: str | Path) -> Path:
+def save_pruned(
+    probe: Probe, layers: Sequence[int], folder: str | Path, *, of: str | Path | None = None, why: str = ""
+) -> Path:
     """Write the adapter with the edits of these layers only; what stays has the same weights, bit for bit.
+
+    Its model card says so, names the folder of the whole adapter (`of`) and says why these layers.
 
     Raises:
         ReftuneError: a layer is not one of the adapter's, or the folder has something in it.
@@ -64,6 +69,9 @@ def save_pruned(probe: Probe, layers: Sequence[int], folder: str | Path) -> Path
             save_file(weights, Path(temporary, "adapter_model.safetensors"), metadata={"format": "pt"})
             # safetensors lets only the owner read; who may read the configuration may read the weights
             shutil.copymode(Path(temporary, "adapter_config.json"), Path(temporary, "adapter_model.safetensors"))
+            name = "an adapter without a name" if of is None else f"the adapter {named(of)}"
+            origin = f"The edits of layers {ranges(chosen)} of {name}, whose weights are unchanged. {why}".rstrip()
+            write_card(temporary, origin=origin, of=of)
             # the configuration last: without it there is no adapter
             for file in sorted(Path(temporary).iterdir(), key=lambda file: file.name == "adapter_config.json"):
                 sync(file)

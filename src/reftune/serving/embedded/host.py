@@ -15,7 +15,8 @@ from ...models import resolve_model
 from ..adapters import read_adapter
 from ..jobs.metrics import JobsCollector
 from ..jobs.plan import Base
-from ..jobs.service import Jobs, Loaded
+from ..jobs.service import Jobs
+from ..jobs.shelf import Loaded
 from ..plans import Sites
 from ..prompts import style_of
 from .engine import Engine

@@ -14,7 +14,8 @@ from typing import Any
 
 from datasets import Dataset
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import DPOConfig, DPOTrainer
+from trl.trainer.dpo_config import DPOConfig
+from trl.trainer.dpo_trainer import DPOTrainer
 
 from ...data import PromptStyle
 from ...models import load_base, save_adapter

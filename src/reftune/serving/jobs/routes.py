@@ -170,28 +170,28 @@ def _add_ours(router: APIRouter, jobs: Callable[[], Jobs]) -> None:
 
     @router.get(path)
     def adapters() -> Any:
-        return {"object": "list", "data": jobs().adapters()}
+        return {"object": "list", "data": jobs().shelf.adapters()}
 
     @router.get(f"{path}/{{name:path}}/download")
     def download(name: str) -> Response:
-        filename, found = jobs().download(name)
+        filename, found = jobs().shelf.download(name)
         return _attachment(filename, found, "application/zip")
 
     @router.get(f"{path}/{{name:path}}")
     def adapter(name: str) -> Any:
-        return jobs().adapter(name)
+        return jobs().shelf.adapter(name)
 
     @router.post(f"{path}/{{name:path}}/load")
     def load(name: str) -> Any:
-        return jobs().load(name)
+        return jobs().shelf.load(name)
 
     @router.post(f"{path}/{{name:path}}/unload")
     def unload(name: str) -> Any:
-        return jobs().unload(name)
+        return jobs().shelf.unload(name)
 
     @router.delete(f"{path}/{{name:path}}")
     def delete(name: str) -> Any:
-        return jobs().delete_adapter(name)
+        return jobs().shelf.delete(name)
 
 
 def _attachment(name: str, content: bytes, kind: str) -> Response:

@@ -12,21 +12,18 @@ import secrets
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ...config import ReftConfig
 from ...data.records import Rows
 from ...errors import ReftuneError
 from ...models import load_tokenizer
-from ..cards import AdapterCard
-from ..refusals import ApiError
+from ..refusals import ApiError, no_such
 from .blobs import Folder, suffix_of
 from .plan import Base, groups_told, reft_of, sites_of
 from .preview import preview_rows
 from .rows import read_file
 from .schemas import (
-    AdapterObject,
     CheckpointObject,
     CreateJob,
     Deleted,
@@ -39,35 +36,17 @@ from .schemas import (
     Progress,
 )
 from .settings import FineTuning
+from .shelf import Loaded, Shelf
 from .store import File, Job, Store, new_id
 from .supervisor import Host, Supervisor, name_of
 
-__all__ = ["Jobs", "Loaded"]
+__all__ = ["Jobs"]
 
 # Without a word on it, rows are no longer than this, which few are.
 LENGTH = 2048
 PURPOSE = "fine-tune"
 LONGEST_FILENAME = 255
 EVENT = "ftevent-"
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """An adapter that a server has loaded."""
-
-    name: str
-    groups: list[dict[str, Any]]
-    layers: list[int]
-
-    @classmethod
-    def of(cls, name: str, card: AdapterCard) -> Loaded:
-        """What is told of a card: layers as the numbers of blocks."""
-        sites = list(zip(card.sites, card.layers, strict=True))
-        groups = [
-            {**facts, "layers": sorted({i for site, at in sites for i in at if any(part[0] == n for part in site)})}
-            for n, facts in enumerate(card.groups)
-        ]
-        return cls(name, groups, sorted({layer for at in card.layers for layer in at}))
 
 
 class Jobs:
@@ -80,7 +59,6 @@ class Jobs:
         self.settings = settings
         self.base = base
         self.host = host
-        self.loaded = loaded
         self.weights = weights
         self.folder = Folder(settings.folder)
         self.store = Store(settings.folder)
@@ -90,6 +68,7 @@ class Jobs:
                 f"{str(settings.folder)!r} holds files and jobs of the model {known!r}, but {base.name!r} is served; "
                 "name another folder for --fine-tuning"
             )
+        self.shelf = Shelf(self.store, self.folder, base, host, loaded)
         self.supervisor = Supervisor(settings, self.store, self.folder, host)
         self._tokenizer: Any = None
         # a tokenizer is for one thread at a time
@@ -148,7 +127,7 @@ class Jobs:
     def files(self, *, after: str | None, limit: int, order: str, purpose: str | None) -> Page:
         found = self.store.files(after=after, limit=limit + 1, newest_first=order == "desc", purpose=purpose)
         if found is None:
-            raise _no_such("file", after, "after")
+            raise no_such("file", after, "after")
         return _page([_file_object(file) for file in found], limit)
 
     def file(self, id: str) -> FileObject:
@@ -173,7 +152,7 @@ class Jobs:
     def _file(self, id: str, param: str | None = None) -> File:
         found = self.store.file(id)
         if found is None:
-            raise _no_such("file", id, param)
+            raise no_such("file", id, param)
         return found
 
     # --- jobs ---------------------------------------------------------------------------------------------------------
@@ -235,7 +214,7 @@ class Jobs:
         while len(found) <= limit:
             rows = self.store.jobs(after=last, limit=limit + 1)
             if rows is None:
-                raise _no_such("job", after, "after")
+                raise no_such("job", after, "after")
             found += [job for job in rows if metadata.items() <= (job.spec["metadata"] or {}).items()]
             if len(rows) <= limit:
                 break
@@ -275,7 +254,7 @@ class Jobs:
         if after is not None:
             digits = after.removeprefix(EVENT)
             if not (digits.isascii() and digits.isdecimal() and len(digits) < 18):
-                raise _no_such("event", after, "after")
+                raise no_such("event", after, "after")
             seq = int(digits)
         found = self.store.events(id, after=seq, limit=limit + 1)
         made = [
@@ -307,14 +286,14 @@ class Jobs:
         if after is not None:
             names = [checkpoint.id for checkpoint in made]
             if after not in names:
-                raise _no_such("checkpoint", after, "after")
+                raise no_such("checkpoint", after, "after")
             made = made[names.index(after) + 1 :]
         return _page(made[: limit + 1], limit)
 
     def _job(self, id: str) -> Job:
         found = self.store.job(id)
         if found is None:
-            raise _no_such("job", id)
+            raise no_such("job", id)
         return found
 
     def _waiting(self) -> list[str]:
@@ -340,89 +319,12 @@ class Jobs:
         told = groups_told(reft, self.base)
         return PreviewReply(groups=told, reft=reft, total=len(rows), has_more=more, data=shown)
 
-    # --- adapters -----------------------------------------------------------------------------------------------------
-
-    def adapters(self) -> list[AdapterObject]:
-        """Those of jobs, the newest first, then others that the server has."""
-        loaded = {adapter.name: adapter for adapter in self.loaded()}
-        made = [self._adapter_object(job, loaded) for job in reversed(self.store.of_status("succeeded"))]
-        names = {adapter.id for adapter in made}
-        others = [found for name, found in loaded.items() if name not in names]
-        return made + [
-            AdapterObject(id=other.name, loaded=True, groups=other.groups, layers=other.layers) for other in others
-        ]
-
-    def adapter(self, name: str) -> AdapterObject:
-        found = next((adapter for adapter in self.adapters() if adapter.id == name), None)
-        if found is None:
-            raise _no_such("adapter", name)
-        return found
-
-    def load(self, name: str) -> AdapterObject:
-        job = self._made(name)
-        if name not in {adapter.name for adapter in self.loaded()}:
-            self.host.load(name, self.folder.adapter(job.id))
-        self.store.note(job.id, served=True)
-        return self.adapter(name)
-
-    def unload(self, name: str) -> AdapterObject:
-        job = self._made(name)
-        self.store.note(job.id, served=False)
-        if name in {adapter.name for adapter in self.loaded()}:
-            self.host.unload(name)
-        return self.adapter(name)
-
-    def download(self, name: str) -> tuple[str, bytes]:
-        """A name for the file, and the zip."""
-        job = self._made(name)
-        return f"{job.id}.zip", self.folder.zipped(job.id)
-
-    def delete_adapter(self, name: str) -> Deleted:
-        """Unload it and remove its files, with its job."""
-        job = self._made(name)
-        self.unload(name)
-        self.store.remove_job(job.id)
-        self.folder.forget_adapter(job.id)
-        return Deleted(id=name, object="reft.adapter")
-
-    def _made(self, name: str) -> Job:
-        for job in self.store.of_status("succeeded"):
-            if name_of(job) == name:
-                return job
-        if any(adapter.name == name for adapter in self.loaded()):
-            raise ApiError(400, f"{name!a} was not made by a job of this server, and is not managed here")
-        raise _no_such("adapter", name)
-
-    def _adapter_object(self, job: Job, loaded: dict[str, Loaded]) -> AdapterObject:
-        groups = groups_told(job.spec["reft"], self.base)
-        name, training = name_of(job), job.spec["training"]
-        return AdapterObject(
-            id=name,
-            loaded=name in loaded,
-            job=job.id,
-            created_at=job.finished_at,
-            bytes=job.result.get("bytes"),
-            parameters=job.result.get("parameters"),
-            groups=groups,
-            layers=sorted({layer for group in groups for layer in group["layers"]}),
-            training_file=training["id"],
-            filename=training["filename"],
-            rows=training["rows"],
-            train_loss=job.result.get("train_loss"),
-            valid_loss=job.result.get("valid_loss"),
-            metadata=job.spec["metadata"],
-        )
-
 
 def _check_trl() -> None:
     import importlib.util  # noqa: PLC0415
 
     if importlib.util.find_spec("trl") is None:
         raise ApiError(400, "the type 'dpo' needs TRL on the server: `pip install 'reftune[trl]'`", param="method")
-
-
-def _no_such(what: str, name: str | None, param: str | None = None) -> ApiError:
-    return ApiError(404, f"there is no {what} {(name or '')[:200]!a}", code="not_found", param=param)
 
 
 def _page(data: list[Any], limit: int) -> Page:

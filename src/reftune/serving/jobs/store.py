@@ -78,7 +78,7 @@ class Job:
     served: bool
     """Whether its adapter is to be loaded, also after a restart."""
     deaths: int
-    """How often in a row its process was killed before it came a step further than `died_at`."""
+    """How often in a row, of this server, its process was killed before it came a step further than `died_at`."""
     died_at: int
 
 

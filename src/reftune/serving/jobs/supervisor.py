@@ -48,7 +48,7 @@ MOST_DEATHS = 5
 # Seconds for a process to leave its checkpoint.
 PATIENCE = 30.0
 LOG_TAIL = 2000
-METRICS = ("step", "epoch", "train_loss", "valid_loss", "learning_rate", "tokens", "elapsed")
+METRICS: tuple[str, ...] = ("step", "epoch", "train_loss", "valid_loss", "learning_rate", "tokens", "elapsed")
 
 
 class Host(Protocol):
@@ -122,6 +122,9 @@ class Supervisor:
                 return False
         self._lock, self.holds = lock, True
         self._tidy()
+        for job in self.store.unfinished():
+            # whatever killed it may be over
+            self.store.note(job.id, deaths=0, died_at=-1)
         for job in self.store.of_status("succeeded"):
             if job.served:
                 self._load(job)

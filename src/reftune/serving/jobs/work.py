@@ -154,6 +154,9 @@ def main(folder: Path, id: str, save_seconds: float) -> int:
 def _train(store: Store, job: Job, place: Folder, reporter: Reporter) -> dict[str, Any]:
     spec = job.spec
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with suppress(OSError):
+        # where the system is short of memory, it is this process that has to go, not the server
+        Path("/proc/self/oom_score_adj").write_text("500")
     torch.set_num_threads(spec["threads"])
     _check_room(spec)
     output = place.job(job.id)

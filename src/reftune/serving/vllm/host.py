@@ -21,7 +21,8 @@ from ..folded import check_linear
 from ..jobs import fine_tuning_of
 from ..jobs.metrics import JobsCollector
 from ..jobs.plan import Base
-from ..jobs.service import Jobs, Loaded
+from ..jobs.service import Jobs
+from ..jobs.shelf import Loaded
 from ..plans import Sites, sets_by_length
 from .adapters import Reader
 from .registry import Registry
