@@ -123,7 +123,7 @@ function showChoice(otherwise = "") {
   byId("adapter").value = state.adapter;
   const has = Boolean(state.adapter);
   for (const id of ["strength", "strength-number"]) byId(id).disabled = !has;
-  byId("prompt").placeholder = has ? "Ask the base model and the adapter the same" : "Ask the base model";
+  byId("prompt").placeholder = has ? "Ask both models the same" : "Ask the base model";
   byId("note").textContent =
     has && isAlone(state.adapter)
       ? "This adapter was trained on single questions, so it is asked each one by itself."
