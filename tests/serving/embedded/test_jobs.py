@@ -210,7 +210,7 @@ def test_a_job_learns_from_preferences(client: OpenAI) -> None:
     events = client.fine_tuning.jobs.list_events(job.id, limit=100)
     losses = [event.data["train_loss"] for event in events if event.type == "metrics"]  # type: ignore[index]
     # the adapter begins as the identity, the reference: log 2
-    assert abs(losses[-1] - 0.6931) < 1e-3 and losses[0] < 0.5 * losses[-1], losses
+    assert abs(losses[-1] - 0.6931) < 1e-3 and losses[0] < 0.8 * losses[-1], losses
     assert job.fine_tuned_model is not None
     client.chat.completions.create(
         model=job.fine_tuned_model, messages=[{"role": "user", "content": "w1 w2 w4"}], max_tokens=2

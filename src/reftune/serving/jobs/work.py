@@ -44,6 +44,8 @@ CHECKPOINTS = "checkpoints"
 LOCK = ".process"
 # A GPU must have so many times the size of the weights free: them, what is kept of rows, activations.
 ROOM = 1.5
+# In epochs, far less than a step.
+EDGE = 1e-9
 
 logger = logging.getLogger("reftune.jobs")
 
@@ -79,6 +81,14 @@ class Reporter(TrainerCallback):
         self._note(state)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # the last step of an epoch counts when it is evaluated: a run that goes on from there would not do that
+        if state.epoch is None or abs(state.epoch - round(state.epoch)) > EDGE:
+            self._save_if_due(state, control)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._save_if_due(state, control)
+
+    def _save_if_due(self, state: Any, control: Any) -> None:
         due = time.monotonic() - self.saved >= self.save_seconds
         # at the end, what is left takes a moment
         if (due or self.stopping.is_set()) and state.global_step < state.max_steps:
