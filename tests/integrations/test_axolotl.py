@@ -79,7 +79,8 @@ def test_it_is_registered_as_axolotl_asks(ours: Any) -> None:
         ({"lora_r": 8}, ("lora_r", "block reft:")),
         ({"peft_use_dora": True}, ("peft_use_dora", "block reft:")),
         ({"rl": "orpo"}, ("rl: orpo", "dpo and ipo")),
-        ({"rl": "dpo", "lora_model_dir": "x"}, ("rl: dpo", "lora_model_dir")),
+        ({"rl": "dpo", "lora_model_dir": "x", "reft": {"positions": "all"}}, ("rl: dpo", "lora_model_dir")),
+        ({"rl": "dpo"}, ("rl: dpo", "'f1+l2'", "without labels", "reftune trl dpo")),
         ({"reft": {"rank": 2}}, ("unknown keys 'rank'",)),
     ],
 )
@@ -91,7 +92,7 @@ def test_refused_when_the_configuration_is_checked(ours: Any, more: dict[str, An
 
 def test_what_needs_no_prompt_may_have_labels_on_everything(ours: Any) -> None:
     ours.ReftArgs(**cfg(train_on_inputs=True, reft={"positions": "all"}, context_parallel_size=1))
-    ours.ReftArgs(**cfg(rl="dpo", lora_model_dir=None))
+    ours.ReftArgs(**cfg(rl="dpo", lora_model_dir=None, reft={"positions": "all"}))
 
 
 def test_a_row_for_each_answer(ours: Any) -> None:

@@ -107,6 +107,12 @@ def refuse(cfg: Mapping[str, Any]) -> None:
             f"adapter: reft with rl: {trainer}: only dpo and ipo were tried; others call the model without labels, or "
             "sample with the adapter merged (reftune trl grpo samples without)"
         )
+    if trainer is not None and _needs_end(config):
+        raise ReftuneError(
+            f"adapter: reft with rl: {trainer} and positions {config.positions!r}: the TRL that axolotl 0.19 pins "
+            "calls the model without labels there, so nothing says where a prompt ends. Use positions 'all', 'f<p>' "
+            "where prompts are no shorter, or `reftune trl dpo`"
+        )
     if trainer is not None and cfg.get(GOING_ON):
         raise ReftuneError(f"adapter: reft with rl: {trainer} and {GOING_ON}: axolotl would begin with a fresh adapter")
     if cfg.get("train_on_inputs") and any(group.spec.needs_prompt for group in config.resolved_groups()):
