@@ -46,6 +46,8 @@ __all__ = ["Jobs"]
 LENGTH = 2048
 PURPOSE = "fine-tune"
 LONGEST_FILENAME = 255
+# Seconds; one that cannot be loaded is not waited for.
+PATIENCE = 60.0
 EVENT = "ftevent-"
 
 
@@ -81,12 +83,22 @@ class Jobs:
         Raises:
             ReftuneError: another server has the folder.
         """
-        if not self.supervisor.take() and alone:
+        took = self.supervisor.take()
+        if not took and alone:
             raise ReftuneError(
                 f"another server trains in {str(self.settings.folder)!r}; wait for its end, or name another folder for "
                 "--fine-tuning"
             )
         self.supervisor.start()
+        if not took:
+            self._wait_for_adapters()
+
+    def _wait_for_adapters(self) -> None:
+        """Until another process of this server has loaded what was trained earlier: from then on all have it."""
+        wanted = {name_of(job) for job in self.store.of_status("succeeded") if job.served}
+        until = time.monotonic() + PATIENCE
+        while not wanted <= {adapter.name for adapter in self.shelf.loaded()} and time.monotonic() < until:
+            time.sleep(0.1)
 
     def stop(self) -> None:
         self.supervisor.stop()
