@@ -10,8 +10,12 @@ Must not know: training, the command line.
 
 from __future__ import annotations
 
-from .adapters import AdapterError, AdapterFiles, check_layers, check_width, read_adapter
-from .modules import ReftModule, allowed_path, check_name, parse_modules
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .adapters import AdapterError, AdapterFiles, check_layers, check_width, read_adapter
+    from .modules import ReftModule, allowed_path, check_name, parse_modules
 
 __all__ = [
     "AdapterError",
@@ -24,3 +28,12 @@ __all__ = [
     "parse_modules",
     "read_adapter",
 ]
+
+# Loaded when first asked for: the flags of a server are told without torch.
+_OF_MODULES = ("ReftModule", "allowed_path", "check_name", "parse_modules")
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(importlib.import_module(".modules" if name in _OF_MODULES else ".adapters", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
