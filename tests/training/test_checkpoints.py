@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-import reftune.training.trainer as trainer_module
+import reftune.training.whole as whole_module
 from reftune import ReftuneError
 from reftune.training import RunConfig, train_run
 from reftune.training.checkpoints import MARK, checkpoints_in, damage, last_whole, only_run, rotate, saving, seal
@@ -159,7 +159,7 @@ def test_older_ones_go_when_the_new_one_is_whole(tmp_path: Path, monkeypatch: py
             raise KeyboardInterrupt
         seal(checkpoint)
 
-    monkeypatch.setattr(trainer_module, "seal", broken)
+    monkeypatch.setattr(whole_module, "seal", broken)
     trainer = trainer_of(tmp_path, adapted(), ragged(4), **EACH_STEP, save_total_limit=1)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()

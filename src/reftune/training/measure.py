@@ -35,14 +35,18 @@ class EditLog:
 
         kept() is [B, T], which tokens of the call count; None: all.
         """
-        calls = call_state(find_root(model)) if model.training and self._is_logged(args, state) else None
+        root = find_root(model)
+        calls = call_state(root) if model.training and self._is_logged(args, state) else None
         if calls is None or args.torch_compile:
             yield
             return
         if self._step != state.global_step or self._meter is None:
             layers = [module.layer for module in model.modules() if isinstance(module, ReftLayer)]
             self._step, self._meter = state.global_step, Meter(layers, args.device)
-        with self._meter.counting(kept()), calls.announcing(meter=self._meter):
+        # labels are of the decoder's tokens only: there all that is edited counts
+        config: Any = getattr(root, "config", None)
+        tokens = None if getattr(config, "is_encoder_decoder", False) else kept()
+        with self._meter.counting(tokens), calls.announcing(meter=self._meter):
             yield
 
     def _is_logged(self, args: Any, state: Any) -> bool:

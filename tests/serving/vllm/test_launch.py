@@ -60,6 +60,7 @@ def arguments(**given: Any) -> Namespace:
         "model_tag": "owner/model",
         "model": "default",
         "lora_modules": None,
+        "fine_tuning": None,
     }
     return Namespace(**{**plain, **given})
 
