@@ -40,6 +40,7 @@ def test_public_names_are_pinned() -> None:
     assert reftune.__all__ == [
         "INTERVENTIONS",
         "DataError",
+        "Gates",
         "Intervention",
         "InterventionOptions",
         "MissingExtraError",
