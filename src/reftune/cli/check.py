@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from ..errors import ReftuneError
-from .output import say
+from .output import has_colours, say
 
 if TYPE_CHECKING:
     from ..training import RunConfig
@@ -80,10 +80,10 @@ def check_run(run: RunConfig) -> dict[str, Any]:
 
 def _cost(run: RunConfig, model: Any, tokenizer: Any) -> dict[str, Any]:
     """Steps of the run; seconds of one and memory, of a few that change nothing."""
-    import torch
     from transformers import TrainerCallback
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+    from ..comparison.fit import peak_memory_mb, reset_peak_memory
     from ..training import ReftTrainer
     from ..training.run import datasets_of
 
@@ -114,8 +114,7 @@ def _cost(run: RunConfig, model: Any, tokenizer: Any) -> dict[str, Any]:
         )
         trainer.remove_callback(PrinterCallback)
         trainer.remove_callback(ProgressCallback)
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak_memory()
         trainer.train()
     arguments = run.training_arguments()
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
@@ -126,29 +125,15 @@ def _cost(run: RunConfig, model: Any, tokenizer: Any) -> dict[str, Any]:
         "steps": steps,
         "seconds_a_step": round(a_step, 3),
         "seconds": round(a_step * steps, 1),
-        "memory_bytes": _memory(),
+        "memory_bytes": round(peak_memory_mb() * 1e6),
         "reuse": run.reuse,
     }
-
-
-def _memory() -> int:
-    """The most that this process has had: of the GPU if there is one, else of the machine."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_reserved()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    unit = 1 if hasattr(resource, "RUSAGE_BOTH") else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def print_check(console: Console, found: dict[str, Any]) -> None:
     """What `check_run` found, for people."""
     legend = Text("prompt plain, ").append("answer", style=ANSWER).append(" in green or behind ▷, ")
-    console.print(legend.append("edited tokens", style=EDITED).append(" marked" if _colours(console) else " in ⟦⟧"))
+    console.print(legend.append("edited tokens", style=EDITED).append(" marked" if has_colours(console) else " in ⟦⟧"))
     for row in found["shown"]:
         title = f"\n[bold]row {row['row']}[/bold]: "
         if "error" in row:
@@ -157,7 +142,7 @@ def print_check(console: Console, found: dict[str, Any]) -> None:
         edited = sum(bool(groups) for groups in row["edits"])
         cut = f", {row['cut']} cut from the left" if row.get("cut") else ""
         console.print(f"{title}{len(row['ids'])} tokens, {row['prompt_length']} of them prompt{cut}; {edited} edited")
-        console.print(_picture(row["tokens"], row["edits"], row["prompt_length"], colours=_colours(console)))
+        console.print(_picture(row["tokens"], row["edits"], row["prompt_length"], colours=has_colours(console)))
     lengths = found["lengths"]
     of_all = "" if lengths["of_rows"] == found["rows"] else f" (of the first {lengths['of_rows']:,})"
     say(
@@ -168,13 +153,8 @@ def print_check(console: Console, found: dict[str, Any]) -> None:
     say(console, f"{found['trainable_parameters']:,} trained parameters, {found['trainable_percent']}% of the model")
     less = "; less where what cannot change is computed once" if found["reuse"] == "auto" else ""
     say(console, f"{found['steps']:,} steps of {found['seconds_a_step']:.2f} s: about {_time(found['seconds'])}{less}")
-    if found["memory_bytes"]:
-        say(console, f"memory: {found['memory_bytes'] / 1e9:.1f} GB at most in a few steps")
+    say(console, f"memory: {found['memory_bytes'] / 1e9:.1f} GB at most in a few steps")
     say(console, "Nothing was trained or written. Without --check it trains.")
-
-
-def _colours(console: Console) -> bool:
-    return console.is_terminal and console.color_system is not None and not console.no_color
 
 
 def _picture(tokens: Sequence[str], edits: Sequence[Any], prompt_length: int, *, colours: bool) -> Text:

@@ -23,6 +23,7 @@ __all__ = [
     "bars",
     "consoles",
     "emit",
+    "has_colours",
     "load_package",
     "our_errors_only",
     "progress_bars",
@@ -94,6 +95,11 @@ def quiet_libraries() -> None:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
+
+
+def has_colours(console: Console) -> bool:
+    """Whether what is marked is seen by its colour: not in a pipe, nor with NO_COLOR."""
+    return console.is_terminal and console.color_system is not None and not console.no_color
 
 
 @contextmanager

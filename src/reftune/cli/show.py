@@ -17,7 +17,7 @@ from ..errors import ReftuneError
 from ..specs import PositionSpec, joint_span, own_slots, parse_positions
 from ..values import ranges
 from .generate import StyleOption, style_for
-from .output import JsonFlag, consoles, emit, load_package, quiet_libraries, say
+from .output import JsonFlag, consoles, emit, has_colours, load_package, quiet_libraries, say
 from .saved import Edit, read_saved
 
 if TYPE_CHECKING:
@@ -248,7 +248,7 @@ def _print_prompt(console: Console, edits: list[Edit], pieces: list[str]) -> Non
 
 def _picture(console: Console, edited: set[int], pieces: list[str], style: str) -> Text:
     """The prompt with the edited tokens in colour; where there is none (a pipe, NO_COLOR), in brackets."""
-    coloured = console.is_terminal and console.color_system is not None and not console.no_color
+    coloured = has_colours(console)
     text = Text()
     for index, piece in enumerate(pieces):
         marked = index in edited

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model
 from transformers import set_seed
 
 from ..config import ReftConfig
 from ..errors import ReftuneError
-from ..files import read_json, write_json
 from ..training.gates import Gates
+from ..training.shared import adapted
 from .bench import Bench
 from .space import Space
 
@@ -36,33 +34,26 @@ def with_layers(space: Space, found: Mapping[str, Any]) -> Space:
     return space if layers in space.layers else replace(space, layers=(layers, *space.layers))
 
 
-def gated_layers(bench: Bench, output: Path, *, seed: int) -> dict[str, Any]:
-    """What one training with gates has left, from the output folder if it was done before.
+def gated_layers(bench: Bench, *, seed: int) -> dict[str, Any]:
+    """What one training with gates has left.
 
     Raises:
         ReftuneError: all gates are closed.
     """
-    if (output / FILE).is_file():
-        return dict(read_json(output / FILE))
     set_seed(seed)
     config = ReftConfig(r=RANK, groups=[dict(group) for group in GROUPS], positions="f3+l7", task_type="CAUSAL_LM")
-    model: Any = get_peft_model(bench.base, config)
-    try:
+    with adapted(bench.base, config) as model:
         gates = Gates(model, penalty=PENALTY)
         trainer = bench.trainer(model, {"learning_rate": RATE, "warmup": 0.0}, seed, gates=gates)
         trainer.train()
         rows = gates.rows()
         gates.close()
-    finally:
-        model.unload()
     layers = sorted({row["layer"] for row in rows if row["value"] > 0})
     if not layers:
         raise ReftuneError("the gates have left no layer: search without --gates")
-    found = {
+    return {
         "layers": ";".join(map(str, layers)),
         "penalty": PENALTY,
         "steps": trainer.state.global_step,
         "gates": [{key: row[key] for key in ("layer", "positions", "value", "open")} for row in rows],
     }
-    write_json(output / FILE, found)
-    return found

@@ -24,7 +24,6 @@ from .gated import FILE as GATED
 from .gated import gated_layers, with_layers
 from .rows import SearchRows, rows_of_search
 from .settings import SearchConfig
-from .space import Space
 from .study import FILE as STUDY
 from .study import SearchStudy, check_optuna, locked, opened
 from .summary import RESULTS, finalists, results_of
@@ -71,8 +70,8 @@ def search(
     tell = say or (lambda what, entry: None)
     first: list[dict[str, Any]] = []
     if config.gates:
-        space = _gated(config, task, rows, space, output, tell)
-        found = read_json(output / GATED)
+        found = _gated(config, task, rows, output, tell)
+        space = with_layers(space, found)
         made_from["gates"] = key_of(found)
         first = [{**start, "layers": found["layers"]} for start in space.starts()[:2]]
     with opened(
@@ -88,27 +87,22 @@ def search(
             shutil.rmtree(work, ignore_errors=True)
 
 
-def _gated(
-    config: SearchConfig,
-    task: Task,
-    rows: SearchRows,
-    space: Space,
-    output: Path,
-    tell: Say,
-) -> Space:
-    """The space with the layers of the gates; one process finds them, others wait for it."""
+def _gated(config: SearchConfig, task: Task, rows: SearchRows, output: Path, tell: Say) -> dict[str, Any]:
+    """What gates have left, from the output if it was found before; one process finds it, others wait for it."""
     output.mkdir(parents=True, exist_ok=True)
     with locked(output / ".gates"):
-        if not (output / GATED).is_file() and (output / STUDY).is_file():
-            raise ReftuneError(f"{str(output)!r} holds a search without gates: name another --output")
-        tell("gating", {})
-        with tempfile.TemporaryDirectory(dir=output, prefix=".gating.") as work:
-            known = read_json(output / GATED) if (output / GATED).is_file() else None
-            if known is None:
-                with Bench(config, task, rows, folder=Path(work)) as bench:
-                    known = gated_layers(bench, output, seed=config.seeds[0])
-    tell("gated", known)
-    return with_layers(space, known)
+        if not (output / GATED).is_file():
+            if (output / STUDY).is_file():
+                raise ReftuneError(f"{str(output)!r} holds a search without gates: name another --output")
+            tell("gating", {})
+            with (
+                tempfile.TemporaryDirectory(dir=output, prefix=".gating.") as work,
+                Bench(config, task, rows, folder=Path(work)) as bench,
+            ):
+                write_json(output / GATED, gated_layers(bench, seed=config.seeds[0]))
+        found = dict(read_json(output / GATED))
+    tell("gated", found)
+    return found
 
 
 class _Search:
