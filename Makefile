@@ -80,10 +80,11 @@ $(VLLM)/.installed: pyproject.toml constraints-vllm.txt
 	$(VLLM)/bin/python -m pip --disable-pip-version-check install -q --no-deps --no-build-isolation -e .
 	touch $@
 
-# Twice: what runs on a GPU runs in Triton's interpreter, which is chosen when a process begins.
+# Twice: what runs on a GPU runs in Triton's interpreter, which is chosen when a process begins. That takes a minute
+# and is never divided: make hands its own variables to what it runs, so PART has to be emptied.
 test-vllm: $(VLLM)/.installed
 	PART='$(PART)' $(VLLM_TEST) --ignore=tests/serving/vllm/interpreted tests/serving/vllm $(ARGS)
-	TRITON_INTERPRET=1 PYTHONPATH=tests/serving/vllm/triton_on_cpu $(VLLM_TEST) tests/serving/vllm/interpreted $(ARGS)
+	PART= TRITON_INTERPRET=1 PYTHONPATH=tests/serving/vllm/triton_on_cpu $(VLLM_TEST) tests/serving/vllm/interpreted $(ARGS)
 
 # Not part of a submission: the newest versions change from day to day.
 test-versions:

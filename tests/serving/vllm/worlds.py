@@ -7,6 +7,7 @@ Must not know: vLLM.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -174,10 +175,11 @@ def mixed_requests(names: list[str], *, count: int, seed: int = 0) -> list[tuple
     rng = random.Random(seed)
     stem = [rng.randrange(2, VOCAB) for _ in range(100)]
     found: list[tuple[tuple[int, ...], str | None]] = []
+    turns = itertools.cycle(names)  # the base model takes nobody's turn: else its name might never come
     for i in range(count):
         shared = rng.choice((0, 5, 32, 33, 64, 80, 100))
         tail = [rng.randrange(2, VOCAB) for _ in range(rng.choice((0, 1, 2, 7, 20)))]
         prompt = tuple((stem[:shared] + tail) or [rng.randrange(2, VOCAB)])
-        found.append((prompt, None if i % 6 == 5 else names[i % len(names)]))
+        found.append((prompt, None if i % 6 == 5 else next(turns)))
     rng.shuffle(found)
     return found
