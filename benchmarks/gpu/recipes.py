@@ -218,8 +218,15 @@ class Stages:
         given = {**self.common, "title": title, "tasks": tasks, "methods": list(methods), **more}
         return Stage(name, StudyConfig.from_mapping(given), self.out / name)
 
-    def held_out(self, name: str, title: str, choices: Sequence[Choice], tasks: Sequence[str] = ("mnli",)) -> Stage:
-        return self.stage(name, title, list(tasks), [choice.entry() for choice in choices], held_out=True)
+    def held_out(
+        self, name: str, title: str, choices: Sequence[Choice], tasks: Sequence[str] = ("mnli",), **more: Any
+    ) -> Stage:
+        return self.stage(name, title, list(tasks), [choice.entry() for choice in choices], held_out=True, **more)
+
+    def narrowed(self, name: str, title: str, choices: Sequence[Choice]) -> Stage:
+        """MNLI with half of the rows: most of what is tried is out after it."""
+        rows = self.common["train_rows"] // 2
+        return self.held_out(name, f"MNLI, held-out rows, {rows} trained on: {title}", choices, train_rows=rows)
 
     def note(self, **more: Any) -> None:
         self.chosen.update(more)
@@ -229,7 +236,9 @@ class Stages:
         """All, as far as the time goes."""
         first = [Choice(name, at, 8, rate) for rate in RATES[:2] for at in POSITIONS for name in PHI]
         loras = [Choice(name, None, 0, rate) for rate in RATES for name in LORAS]
-        one = self.held_out("1-starts", "MNLI, held-out rows: starts and positions at rank 8", [*first, *loras])
+        # what has been tried so far says more when every rate is complete before the next
+        in_order = sorted([*first, *loras], key=lambda choice: RATES.index(choice.rate))
+        one = self.narrowed("1-starts", "starts and positions at rank 8", in_order)
         published = {"method": "loreft", "label": "LoReFT as published"}
         known = self.test("5-published", [published])
         self.runner.add(one, 0)
@@ -243,7 +252,7 @@ class Stages:
         self.runner.add(early, 4)
         forms = ranked(found, first)[:4]
         more = [Choice(*form, 8, rate) for form in forms for rate in RATES[2:]]
-        two = self.held_out("2-rates", "MNLI, held-out rows: the best four with two more learning rates", more)
+        two = self.narrowed("2-rates", "the best four with two more learning rates", more)
         self.runner.add(two, 0)
         if not self.runner.finish(two):
             return
@@ -268,7 +277,7 @@ class Stages:
                 (c for c in (*first, *more) if c.form == choice.form), key=lambda c: -found.get(c.entry()["label"], 0.0)
             )
             ranks += [Choice(*choice.form, rank, c.rate) for c in tried[:2] for rank in (4, 32)]
-        three = self.held_out("3-ranks", "MNLI, held-out rows: the best two with other ranks", ranks)
+        three = self.narrowed("3-ranks", "the best two with other ranks", ranks)
         others = [task for task in TESTED if task != "mnli"]
         over = self.held_out("4-tasks", "QQP and SST-2, held-out rows: the best four and LoRA", [*four, *lora], others)
         self.runner.add(over, 0)
