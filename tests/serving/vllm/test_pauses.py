@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -57,8 +59,12 @@ def spoil(weights: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def url(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    log = tmp_path_factory.mktemp("log") / "server.log"
+def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("log") / "server.log"
+
+
+@pytest.fixture(scope="module")
+def url(world: World, log: Path) -> Iterator[str]:
     more = ("--max-model-len", "4096", "--reft-max-rank", str(2 * RANK))
     with served(world, ["many"], log, *loading_from(world.folder), *more) as found:
         yield f"{found}/v1"
@@ -122,27 +128,37 @@ def gaps(url: str, world: World, name: str, asked: str) -> tuple[float, float]:
         return usual, answer.longest(first)
 
 
+def held(log: Path) -> list[float]:
+    """Seconds for which the engine did nothing else than give its workers an adapter, of each load so far."""
+    return [float(found) / 1e3 for found in re.findall(r"a ReFT adapter of .* MiB: (\d+) ms", log.read_text())]
+
+
 @pytest.mark.parametrize("asked", [BASE, "many"])
 @pytest.mark.parametrize("name", ["large", "many", "nan"])
-def test_no_load_holds_tokens_up(world: World, url: str, name: str, asked: str) -> None:
-    """The machine may be busy with other things, so that one attempt of a few has to be undisturbed.
+def test_no_load_holds_tokens_up(world: World, url: str, log: Path, name: str, asked: str) -> None:
+    """The engine stands still for less than the pause in most loads; a client sees none when nothing else disturbs.
 
-    Each attempt loads content that the workers do not have: they keep what was unloaded for a while.
+    Tokens may also be late because the machine is busy with other things, so that one attempt of a few is enough for
+    the client.  Each attempt loads content that the workers do not have: they keep what was unloaded for a while.
     """
-    seen = []
+    seen, before = [], len(held(log))
     for attempt in range(ATTEMPTS):
         if name != "nan":
             change(Path(world.path(name)) / "adapter_model.safetensors", attempt)
         seen.append(gaps(url, world, name, asked))
-        if seen[-1][1] - seen[-1][0] < PAUSE:
-            break
+    still = held(log)[before:]
     size = (Path(world.path(name)) / "adapter_model.safetensors").stat().st_size / 2**20
     print(
         f"\n{name} ({size:.0f} MiB) while {asked} answers: "
         + ", ".join(f"{gap * 1e3:.0f} ms, usually {usual * 1e3:.0f}" for usual, gap in seen)
+        + "; the engine stood still for "
+        + (", ".join(f"{seconds * 1e3:.0f}" for seconds in still) or "no")
+        + " ms"
     )
-    usual, gap = seen[-1]
-    assert gap - usual < PAUSE, seen
+    # what is refused never comes as far
+    assert len(still) == (0 if name == "nan" else ATTEMPTS)
+    assert not still or statistics.median(still) < PAUSE, still
+    assert min(gap - usual for usual, gap in seen) < PAUSE, seen
 
 
 def change(weights: Path, attempt: int) -> None:

@@ -87,7 +87,10 @@ def reft_load(core: Any, digest: str, content: bytes, spare: list[str]) -> dict[
                 "end, or start with a higher --reft-max-adapters"
             )
             return {"problem": problem, "dropped": dropped}
+    began = time.perf_counter()
     problems = [problem for problem in core.collective_rpc("reft_load", args=(content,)) if problem]
+    # nothing else is computed meanwhile
+    logger.info("a ReFT adapter of %.1f MiB: %.0f ms", len(content) / 2**20, 1e3 * (time.perf_counter() - began))
     if problems:
         core.collective_rpc("reft_unload", args=(digest,))
         return {"problem": problems[0], "dropped": dropped}
