@@ -33,6 +33,16 @@ class Term:
             return sizes.pop() if len(sizes) == 1 else None
         return self.numbers[0] if self.kind in "flg" else None
 
+    def in_turns(self, i: int, n: int, tokens: Sequence[int], borders: Sequence[int]) -> bool:
+        """Whether this f or l names token i, counted in the turns that begin with the prompt and at the borders."""
+        if i >= n:
+            return False
+        begins = [j for j in range(n) if j == 0 or tokens[j] in borders]
+        begin = max(j for j in begins if j <= i)
+        end = min([j for j in begins if j > i], default=n)
+        assert self.numbers[0] is not None
+        return i - begin < self.numbers[0] if self.kind == "f" else end - i <= self.numbers[0]
+
     def slot(self, i: int, n: int, tokens: Sequence[int], marks: Sequence[int] = ()) -> int | None:
         """Which of the tokens that it names token i is, counted as in a long prompt; None if it does not name it."""
         total = len(tokens)
@@ -65,10 +75,13 @@ class Terms:
     added: tuple[Term, ...]
     without: tuple[Term, ...] = ()
     tie: str = "all"
+    borders: tuple[int, ...] = ()
+    """Tokens that begin turns, in which f and l are counted; none: they are counted in the prompt."""
 
     @property
     def text(self) -> str:
-        return "+".join(term.text for term in self.added) + "".join(f"-{term.text}" for term in self.without)
+        begin = f"turn({','.join(map(str, self.borders))}):" if self.borders else ""
+        return begin + "+".join(term.text for term in self.added) + "".join(f"-{term.text}" for term in self.without)
 
     def units(self, n: int, tokens: Sequence[int], marks: Sequence[int] = ()) -> dict[int, int]:
         """Token → number of the Φ that edits it, in a text whose first n tokens are the prompt."""
@@ -79,10 +92,15 @@ class Terms:
             p, s = min(p, n // 2), min(s, (n + 1) // 2)
         found = {}
         for i in range(len(tokens)):
-            if any(term.slot(i, n, tokens, marks) is not None for term in self.without):
+            if any(self._leaves_out(term, i, n, tokens, marks) for term in self.without):
                 continue
             before = 0
             for number, term in enumerate(order):
+                if self.borders and term.kind in "fl":
+                    if term.in_turns(i, n, tokens, self.borders):
+                        found[i] = {"all": 0, "group": number}[self.tie]
+                        break
+                    continue
                 slot = term.slot(i, n, tokens, marks)
                 if (term.kind == "f" and i >= p) or (term.kind == "l" and i < n - s):
                     slot = None
@@ -91,6 +109,11 @@ class Terms:
                     break
                 before += term.size or 0
         return found
+
+    def _leaves_out(self, term: Term, i: int, n: int, tokens: Sequence[int], marks: Sequence[int]) -> bool:
+        if self.borders and term.kind in "fl":
+            return term.in_turns(i, n, tokens, self.borders)
+        return term.slot(i, n, tokens, marks) is not None
 
 
 bounds = st.one_of(st.none(), st.integers(-4, 5))
@@ -107,10 +130,12 @@ def _one_of_each(terms: list[Term]) -> bool:
 
 @st.composite
 def terms_of(draw: st.DrawFn, *, spans: bool = False) -> Terms:
-    """Some terms with a tie that they can have; with `spans`, marked tokens are likely among them."""
+    """Some terms with a tie that they can have, some in turns; with `spans`, marked tokens are likely among them."""
     one = st.one_of(any_term, st.just(Term("span"))) if spans else any_term
     added = draw(st.lists(one, min_size=1, max_size=3, unique=True).filter(_one_of_each))
     without = draw(st.lists(one, max_size=2, unique=True).filter(_one_of_each))
-    is_fixed = all(term.size is not None for term in added)
+    has_ends = any(term.kind in "fl" for term in (*added, *without))
+    borders = tuple(sorted(draw(st.sets(st.integers(3, 8), max_size=2)))) if has_ends else ()
+    is_fixed = all(term.size is not None and not (borders and term.kind in "fl") for term in added)
     ties = ["all"] if len(added) == 1 and not without else ["all", "group"]
-    return Terms(tuple(added), tuple(without), draw(st.sampled_from([*ties, "none"] if is_fixed else ties)))
+    return Terms(tuple(added), tuple(without), draw(st.sampled_from([*ties, "none"] if is_fixed else ties)), borders)

@@ -22,6 +22,7 @@ from reftune.positions import (
     slots,
     token_mask,
     token_units,
+    turn_marks,
     unit_count,
     unit_slices,
 )
@@ -38,6 +39,8 @@ def resolved(terms: Terms, n: int, tokens: list[int], marks: list[int], past: in
     window = torch.tensor([tokens[past : past + width]])
     if spec.scope == "terms":
         named = named_tokens(content_terms([spec]), window, torch.tensor([marks[past : past + width]]))
+        turns = turn_marks(content_terms([spec]), torch.tensor([tokens]), segments)
+        named |= {term: mark[:, past : past + width] for term, mark in turns.items()}
         found = token_units(spec, tie, joint_span([spec]), segments, past, width, named)[0].tolist()  # type: ignore[arg-type]
     elif spec.scope == "span":
         at = slots(spec, segments, past, width)
@@ -88,7 +91,9 @@ def test_what_is_disjoint_never_meets(one: Terms, other: Terms, tokens: list[int
     segments = segments_of_full_rows(1, len(tokens), torch.device("cpu"))._replace(end=torch.tensor([n]))
     ids = torch.tensor([tokens])
     marks = [
-        token_units(s, "all", joint, segments, 0, len(tokens), named_tokens(content_terms([s]), ids)) >= 0 for s in both
+        token_units(s, "all", joint, segments, 0, len(tokens), named_tokens(content_terms([s]), ids, None, segments))
+        >= 0
+        for s in both
     ]
     if bool((marks[0] & marks[1]).any()):
         assert overlap(*both) and overlap(*reversed(both))
@@ -110,6 +115,14 @@ def test_what_is_disjoint_never_meets(one: Terms, other: Terms, tokens: list[int
         ("span", "all-span", False),
         ("span", "response", False),
         ("id(3)+span", "prompt-span-id(3)", False),
+        ("turn(1):f2", "turn(1):prompt-f2", False),
+        ("turn(1):f2", "turn(1):prompt-f3", False),
+        ("turn(1):f3", "turn(1):prompt-f2", True),
+        ("turn(1):f1", "turn(1):l1", True),  # a turn of one token
+        ("turn(1):f1", "turn(2):prompt-f1", True),
+        ("turn(1):f1+l9", "response", False),
+        ("turn(1):l1", "g1", False),
+        ("turn(1):f1+id(7)", "turn(1):prompt-f1-id(7)", False),
     ],
 )
 def test_overlap(one: str, other: str, meet: bool) -> None:
@@ -134,14 +147,31 @@ def test_packed_texts(terms: Terms, packed: list[list[int]], data: Any) -> None:
         gap=None,
     )
     ids = torch.tensor([[t for tokens in packed for t in tokens]])
-    named = named_tokens(content_terms([spec]), ids)
+    named = named_tokens(content_terms([spec]), ids, None, segments)
     found = token_units(spec, terms.tie, joint_span([spec]), segments, 0, ids.shape[1], named)[0].tolist()  # type: ignore[arg-type]
     for tokens, n, start in zip(packed, prompts, starts.tolist(), strict=False):
         wanted = terms.units(n, tokens)
         assert found[start : start + len(tokens)] == [wanted.get(i, -1) for i in range(len(tokens))]
 
 
-@pytest.mark.parametrize("text", ["-f1", "p[1]", "p[1:2:3]", "id()", "id(-1)", "text(.)", "f1+", "all-", "g", "f1+x"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-f1",
+        "p[1]",
+        "p[1:2:3]",
+        "id()",
+        "id(-1)",
+        "text(.)",
+        "f1+",
+        "all-",
+        "g",
+        "f1+x",
+        "turn:",
+        "f1+turn:l1",
+        "turn():f1",
+    ],
+)
 def test_what_cannot_be_read_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="cannot be read") as caught:
         parse_positions(text)
@@ -152,6 +182,8 @@ def test_what_cannot_be_read_is_refused(text: str) -> None:
     ("text", "why"),
     [
         ("f1+f2", "twice"),
+        ("turn:f1+f2", "twice"),
+        ("turn:prompt", "'turn:' is for f<p> and l<s>"),
         ("g1+l1+g2", "twice"),
         ("p[:9999999]", "more than"),
         ("id(99999999999)", "no token has"),
@@ -175,6 +207,9 @@ def test_what_cannot_be_is_refused(text: str, why: str) -> None:
         ("l1+f1", "f1+l1"),
         ("all - p[ : 4 ]", "all-p[:4]"),
         ("f0+prompt", "prompt"),
+        ("Turn: l2 + f1", "turn:f1+l2"),
+        ("turn(9, 3):g1+l2-f1", "turn(3,9):l2+g1-f1"),
+        ('turn("<A>"):f1+text("turn:")', 'turn("<A>"):f1+text("turn:")'),
     ],
 )
 def test_each_is_written_in_one_way(text: str, written: str) -> None:

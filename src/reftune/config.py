@@ -16,7 +16,7 @@ from peft.config import PeftConfig
 from .card import Training, write_card
 from .interventions import ACTIVATIONS, INTERVENTIONS, InterventionOptions
 from .peft_type import REFT
-from .positions import PositionSpec, Tie, content_terms, parse_positions, resolve_texts
+from .positions import PositionSpec, Tie, parse_positions, resolve_texts, unresolved_terms
 from .values import PATH, literal_paths, of_layers, plain, shown
 
 if TYPE_CHECKING:
@@ -276,10 +276,12 @@ class ReftConfig(PeftConfig):
     def resolve_texts(self, tokenizer: Any) -> ReftConfig:
         """Put ids of `tokenizer` in the place of every `text(…)` of the positions; returns the configuration itself.
 
-        A token is meant if it reads as the text, with or without a space before it.
+        A token is meant if it reads as the text, with or without a space before it.  `turn:` gets the ids of the tokens
+        by which the chat template begins messages: `turn(1):`.
 
         Raises:
-            ValueError: a text is no token of the tokenizer; the message says how it is split.
+            ValueError: a text is no token of the tokenizer, and the message says how it is split; or the template
+                begins messages with no tokens of their own.
         """
         self.positions = resolve_texts(self.positions, tokenizer)
         for group in self.groups or ():
@@ -289,8 +291,8 @@ class ReftConfig(PeftConfig):
 
     @property
     def has_texts(self) -> bool:
-        """Whether there is a `text(…)` of which it is not known yet which tokens it means."""
-        return any(content_terms([group.spec], "text") for group in self.resolved_groups())
+        """Whether there is a `text(…)` or a `turn:` of which it is not known yet which tokens it means."""
+        return any(unresolved_terms([group.spec]) for group in self.resolved_groups())
 
     def resolved_groups(self) -> list[ReftGroup]:
         """The groups with every field filled in; one if `groups` is not used."""

@@ -22,6 +22,8 @@ from torch import Tensor
 from .segments import Segments, segments_from_mask, segments_from_position_ids, segments_of_full_rows
 from .specs import (
     CONTENT,
+    MARKED,
+    TURN,
     PositionSpec,
     Term,
     Tie,
@@ -30,13 +32,16 @@ from .specs import (
     kinds_of_ids,
     own_slots,
     parse_positions,
-    resolve_texts,
     scope_range,
     unit_count,
     unit_slices,
+    unresolved_terms,
 )
+from .texts import resolve_texts
 
 __all__ = [
+    "MARKED",
+    "TURN",
     "PositionSpec",
     "Segments",
     "Slots",
@@ -61,9 +66,11 @@ __all__ = [
     "term_slots",
     "token_mask",
     "token_units",
+    "turn_marks",
     "unit_count",
     "unit_ranges",
     "unit_slices",
+    "unresolved_terms",
 ]
 
 # Where a range of tokens ends that has no end.
@@ -166,21 +173,54 @@ def _ranges(spec: PositionSpec, joint: PositionSpec, n: Tensor) -> list[tuple[Te
         elif term.kind == "g":
             start, stop, slot = n, n + size, n
         else:
-            start, stop = n if term.kind == "response" else zero, n if term.kind in ("prompt", "span") else far
+            start, stop = n if term.kind == "response" else zero, n if term.kind in ("prompt", *MARKED) else far
             slot = start
         found.append((term, start, stop, slot))
     return found
 
 
-def named_tokens(terms: Sequence[Term], tokens: Tensor | None, marked: Tensor | None = None) -> dict[Term, Tensor]:
-    """tokens [B, T] of ids, marked [B, T] of 0 and 1 → [B, T] bool of each term that looks at them: what it names."""
+def named_tokens(
+    terms: Sequence[Term], tokens: Tensor | None, marked: Tensor | None = None, prompts: Segments | None = None
+) -> dict[Term, Tensor]:
+    """tokens [B, T] of ids, marked [B, T] of 0 and 1 → [B, T] bool of each term that looks at them: what it names.
+
+    Of turns something is named where `prompts` says where the prompts lie, and the tokens are these from column 0 on.
+    """
     found = {} if marked is None else {term: marked.bool() for term in terms if term.kind == "span"}
     if tokens is None:
         return found
+    if prompts is not None:
+        found |= turn_marks(terms, tokens, prompts)
     ids = {
         term: torch.tensor(term.ids, dtype=tokens.dtype, device=tokens.device) for term in terms if term.kind == "id"
     }
     return found | {term: torch.isin(tokens, of_term) for term, of_term in ids.items()}
+
+
+def turn_marks(terms: Sequence[Term], tokens: Tensor, prompts: Segments) -> dict[Term, Tensor]:
+    """tokens [B, T] of ids from column 0 on → [B, T] bool of each term that is counted in turns: what it names.
+
+    A turn begins with the prompt and at each token with one of the term's ids; it ends where the next one begins, or
+    with the prompt, whose end must be among the T columns.
+    """
+    width = tokens.shape[1]
+    columns = torch.arange(width, device=tokens.device)
+    found: dict[Term, Tensor] = {}
+    for term in terms:
+        if term.kind not in TURN:
+            continue
+        # one column more, for prompts that begin or end behind the last
+        begins = torch.zeros(tokens.shape[0], width + 1, dtype=torch.bool, device=tokens.device)
+        begins[:, :width] = torch.isin(tokens, torch.tensor(term.ids, dtype=tokens.dtype, device=tokens.device))
+        begins[prompts.rows, prompts.start.clamp(max=width)] = True
+        if term.kind == "turn:f":
+            before = columns - torch.where(begins[:, :width], columns, 0).cummax(1).values
+        else:
+            begins[prompts.rows, prompts.end.clamp(max=width)] = True
+            ends = torch.where(begins[:, 1:], columns + 1, width)
+            before = ends.flip(1).cummin(1).values.flip(1) - columns - 1
+        found[term] = before < (term.a or 0)
+    return found
 
 
 def token_units(
@@ -322,7 +362,8 @@ def first_edited(
     """lengths [N] of prompts → [N] the first token that any of the specs of one site edits.
 
     A response is edited from its first token on, which is token n.  Where nothing is edited: the largest number.
-    tokens [N, T] are prompt and response, by ids, and marked [N, T] says which a span names; without them, none.
+    tokens [N, T] are prompt and response, by ids, and marked [N, T] says which a span names; without them, none is
+    named by id, turn or span.
     """
     none = torch.full_like(lengths, torch.iinfo(lengths.dtype).max)
     found = none
@@ -338,7 +379,7 @@ def first_edited(
             )
             content = content_terms([spec])
             named = dict.fromkeys(content, torch.zeros(len(lengths), width, dtype=torch.bool, device=lengths.device))
-            named |= named_tokens(content, tokens, marked)
+            named |= named_tokens(content, tokens, marked, prompts)
             hit = token_units(spec, "all", joint, prompts, 0, width, named) >= 0
             first = torch.where(hit, torch.arange(width, device=lengths.device), none[:, None]).amin(1)
         elif spec.scope != "span":

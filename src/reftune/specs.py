@@ -11,11 +11,13 @@ import json
 import re
 import reprlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import inf
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
+    "MARKED",
+    "TURN",
     "PositionSpec",
     "Term",
     "Tie",
@@ -24,10 +26,10 @@ __all__ = [
     "kinds_of_ids",
     "own_slots",
     "parse_positions",
-    "resolve_texts",
     "scope_range",
     "unit_count",
     "unit_slices",
+    "unresolved_terms",
 ]
 
 Scope = Literal["span", "prompt", "all", "response", "terms"]
@@ -35,14 +37,19 @@ Tie = Literal["all", "group", "none"]
 
 GRAMMAR = (
     "'f<p>', 'l<s>', 'f<p>+l<s>', 'prompt', 'all', 'response', 'g<k>', 'p[a:b]', 'id(13,30)', 'text(\".\")', 'span', "
-    "several "
-    "of these joined by '+', and '-' before what is left out"
+    "several of these joined by '+', '-' before what is left out, and 'turn:' before all of it, which counts f and l "
+    "in each turn"
 )
 # More than any text has; every number takes room in every call.
 MOST_TOKENS = 2**20
 MOST_TERMS = 8
+# f and l that are counted within each turn of the prompt.
+TURN = ("turn:f", "turn:l")
+# What is named by more of the prompt than a token itself.
+MARKED = ("span", *TURN)
 # What depends on the tokens themselves, not on where they are.
-CONTENT = ("id", "text", "span")
+CONTENT = ("id", "text", *MARKED)
+BORDERS = re.compile(r'turn(?:\((?:(?P<ids>\d+(?:,\d+)*)|(?P<texts>"\d+"(?:,"\d+")*))\))?:', re.ASCII)
 TERM = re.compile(
     r"(?P<sign>[+-])(?:(?P<kind>[flg])(?P<number>\d+)|p\[(?P<a>-?\d+|):(?P<b>-?\d+|)\]|id\((?P<ids>\d+(?:,\d+)*)\)"
     r'|text\((?P<texts>"\d+"(?:,"\d+")*)\)|(?P<whole>prompt|all|response|span))',
@@ -55,7 +62,8 @@ class Term(NamedTuple):
 
     kind `f`, `l`, `g`: the first, the last prompt tokens, the first generated ones, `a` of them; `p`: prompt tokens
     [a:b]; `id`: tokens with one of the `ids`; `text`: with one of the `texts`; `span`: prompt tokens that are marked;
-    `prompt`, `all`, `response`.
+    `turn:f`, `turn:l`: the first, the last `a` of each turn of the prompt, a turn beginning at a token with one of the
+    `ids`; `prompt`, `all`, `response`.
     """
 
     kind: str
@@ -65,6 +73,8 @@ class Term(NamedTuple):
     texts: tuple[str, ...] = ()
 
     def __str__(self) -> str:
+        if self.kind in TURN:
+            return f"{_borders(self)}{self.kind[-1]}{self.a}"
         if self.kind in ("f", "l", "g"):
             return f"{self.kind}{self.a}"
         if self.kind == "p":
@@ -94,14 +104,14 @@ class Term(NamedTuple):
         """Whether it depends on where the prompt ends, however long that is."""
         if self.kind == "p":
             return self.b is None or self.b < 0 or (self.a or 0) < 0
-        return self.kind in ("l", "g", "prompt", "response")
+        return self.kind in ("l", "g", "prompt", "response", *TURN)
 
     @property
     def reach(self) -> float:
         """How many tokens of the response it can name."""
         if self.kind == "g":
             return self.a or 0
-        return 0 if self.kind in ("f", "l", "p", "prompt", "span") else inf
+        return 0 if self.kind in ("f", "l", "p", "prompt", *MARKED) else inf
 
 
 @dataclass(frozen=True)
@@ -160,7 +170,15 @@ class PositionSpec:
         return any(term.kind == "g" for term in (*self.added, *self.without))
 
     def __str__(self) -> str:
-        return "+".join(map(str, self.added or ["f0"])) + "".join(f"-{term}" for term in self.without)
+        begin = next((_borders(term) for term in (*self.terms, *self.without) if term.kind in TURN), "")
+        added, without = ([str(t).removeprefix(begin) for t in terms] for terms in (self.added, self.without))
+        return begin + "+".join(added or ["f0"]) + "".join(f"-{term}" for term in without)
+
+
+def _borders(term: Term) -> str:
+    """What stands before positions whose f and l are counted within turns."""
+    names = ",".join(map(str, term.ids) if term.ids else (json.dumps(text, ensure_ascii=False) for text in term.texts))
+    return f"turn({names}):" if names else "turn:"
 
 
 def parse_positions(text: str) -> PositionSpec:
@@ -170,8 +188,10 @@ def parse_positions(text: str) -> PositionSpec:
     `all` every token of prompt and response, `response` every token after the prompt, `g<k>` the first k of these,
     `p[a:b]` a slice of the prompt as Python has it, `span` prompt tokens that the data mark, `id(13,30)` tokens of
     prompt and response with these ids, `text(".","\\n")` the same by text, which `resolve_texts` makes ids of.  `+`
-    joins what is edited, and what stands behind a `-` is left out, wherever it stands.  Case and spaces do not matter
-    outside of quotes; `str` of the result is the one way to write it.
+    joins what is edited, and what stands behind a `-` is left out, wherever it stands.  With `turn:` before all of it,
+    f and l are counted in each turn of the prompt: the first turn begins with it, others at the tokens by which the
+    chat template begins a message, or at those that `turn(<ids>):` or `turn("<text>"):` names.  Case and spaces do not
+    matter outside of quotes; `str` of the result is the one way to write it.
 
     Raises:
         ValueError: the text is not of this form; the message quotes it.
@@ -184,7 +204,9 @@ def parse_positions(text: str) -> PositionSpec:
         quoted.append(match[0])
         return f'"{len(quoted) - 1}"'
 
-    cleaned = "+" + re.sub(r'"(?:[^"\\]|\\.)*"', put_aside, text, flags=re.DOTALL).replace(" ", "").lower()
+    cleaned = re.sub(r'"(?:[^"\\]|\\.)*"', put_aside, text, flags=re.DOTALL).replace(" ", "").lower()
+    turns = BORDERS.match(cleaned)
+    cleaned = "+" + cleaned[turns.end() if turns else 0 :]
     added: list[Term] = []
     without: list[Term] = []
     at = 0
@@ -196,7 +218,35 @@ def parse_positions(text: str) -> PositionSpec:
         at = match.end()
         if len(added) + len(without) > MOST_TERMS:
             raise ValueError(f"positions={reprlib.repr(text)} has more than {MOST_TERMS} terms")
+    if turns is not None:
+        added, without = ([_in_turns(term, turns, quoted, text) for term in terms] for terms in (added, without))
+        if not any(term.kind in TURN for term in (*added, *without)):
+            raise ValueError(f"positions={reprlib.repr(text)} cannot be read: 'turn:' is for f<p> and l<s>")
     return _spec(added, without, text)
+
+
+def _in_turns(term: Term, turns: re.Match[str], quoted: list[str], text: str) -> Term:
+    """f and l, counted within turns; any other term as it is."""
+    if term.kind not in ("f", "l"):
+        return term
+    return Term(f"turn:{term.kind}", term.a, ids=_ids(turns, text), texts=_texts(turns, quoted, text))
+
+
+def _ids(match: re.Match[str], text: str) -> tuple[int, ...]:
+    return tuple(sorted({_number(n, text, 2**31 - 1) for n in match["ids"].split(",")})) if match["ids"] else ()
+
+
+def _texts(match: re.Match[str], quoted: list[str], text: str) -> tuple[str, ...]:
+    if not match["texts"]:
+        return ()
+    try:
+        # as in JSON, but a line may end within the quotes
+        texts = [json.loads(quoted[int(n.strip('"'))], strict=False) for n in match["texts"].split(",")]
+    except ValueError as error:
+        raise ValueError(f"positions={reprlib.repr(text)} cannot be read: {error}; valid are {GRAMMAR}") from error
+    if "" in texts:
+        raise ValueError(f"positions={reprlib.repr(text)}: no token has an empty text")
+    return tuple(dict.fromkeys(texts))
 
 
 def _term(match: re.Match[str], quoted: list[str], text: str) -> Term:
@@ -205,16 +255,9 @@ def _term(match: re.Match[str], quoted: list[str], text: str) -> Term:
     if match["kind"]:
         return Term(match["kind"], _number(match["number"], text))
     if match["ids"]:
-        return Term("id", ids=tuple(sorted({_number(n, text, 2**31 - 1) for n in match["ids"].split(",")})))
+        return Term("id", ids=_ids(match, text))
     if match["texts"]:
-        try:
-            # as in JSON, but a line may end within the quotes
-            texts = [json.loads(quoted[int(n.strip('"'))], strict=False) for n in match["texts"].split(",")]
-        except ValueError as error:
-            raise ValueError(f"positions={reprlib.repr(text)} cannot be read: {error}; valid are {GRAMMAR}") from error
-        if "" in texts:
-            raise ValueError(f"positions={reprlib.repr(text)}: no token has an empty text")
-        return Term("text", texts=tuple(dict.fromkeys(texts)))
+        return Term("text", texts=_texts(match, quoted, text))
     a, b = (_number(end, text) if end else None for end in (match["a"], match["b"]))
     return Term("p", a, b)
 
@@ -232,12 +275,15 @@ def _number(digits: str, text: str, most: int = MOST_TOKENS) -> int:
 
 def _spec(added: Iterable[Term], without: Iterable[Term], text: str) -> PositionSpec:
     """The one way to say it: what names no token is left out, and f and l have fields of their own."""
-    added, without = ([*dict.fromkeys(t for t in terms if t.slots != 0)] for terms in (added, without))
-    for kind in ("f", "l", "g"):
+    added, without = (
+        [*dict.fromkeys(t for t in terms if t.slots != 0 and (t.kind not in TURN or t.a))] for terms in (added, without)
+    )
+    for kind in ("f", "l", "g", *TURN):
         if sum(term.kind == kind for term in added) > 1:
-            raise ValueError(f"positions={reprlib.repr(text)} cannot be read: it names {kind}<…> twice")
+            raise ValueError(f"positions={reprlib.repr(text)} cannot be read: it names {kind[-1]}<…> twice")
     if not added:
         return PositionSpec("span")
+    added.sort(key=lambda term: TURN.index(term.kind) if term.kind in TURN else len(TURN))
     first = next((term.a for term in added if term.kind == "f"), 0) or 0
     last = next((term.a for term in added if term.kind == "l"), 0) or 0
     others = tuple(term for term in added if term.kind not in ("f", "l"))
@@ -249,36 +295,6 @@ def _spec(added: Iterable[Term], without: Iterable[Term], text: str) -> Position
     return PositionSpec("terms", first, last, others, tuple(without))
 
 
-def resolve_texts(positions: str, tokenizer: Any) -> str:
-    """The same positions with the ids of all tokens that read as the texts, with or without a space before.
-
-    Raises:
-        ValueError: a text is none of the tokenizer's tokens; the message says how it is split.
-    """
-    spec = parse_positions(positions)
-    wanted = content_terms([spec], "text")
-    if not wanted:
-        return str(spec)
-    ids = sorted(tokenizer.get_vocab().values())
-    found: dict[str, list[int]] = {}
-    for number, read in zip(ids, tokenizer.batch_decode([[i] for i in ids], skip_special_tokens=False), strict=True):
-        for name in {read, read.removeprefix(" ")}:
-            found.setdefault(name, []).append(number)
-
-    def with_ids(term: Term) -> Term:
-        for text in term.texts:
-            if text not in found:
-                pieces = tokenizer.convert_ids_to_tokens(tokenizer(text, add_special_tokens=False)["input_ids"])
-                raise ValueError(
-                    f"positions={reprlib.repr(positions)}: {text!r} is no token of this tokenizer, which reads it as "
-                    f"{pieces}; name texts that are one token"
-                )
-        return Term("id", ids=tuple(sorted({i for text in term.texts for i in found[text]})))
-
-    terms, without = (tuple(with_ids(t) if t in wanted else t for t in part) for part in (spec.terms, spec.without))
-    return str(replace(spec, terms=terms, without=without))
-
-
 def content_terms(specs: Sequence[PositionSpec], *kinds: str) -> tuple[Term, ...]:
     """Each term of the specs that depends on the tokens themselves, once."""
     terms = [term for spec in specs for term in (*spec.terms, *spec.without) if term.kind in (kinds or CONTENT)]
@@ -287,10 +303,27 @@ def content_terms(specs: Sequence[PositionSpec], *kinds: str) -> tuple[Term, ...
 
 def kinds_of_ids(specs: Sequence[PositionSpec]) -> frozenset[frozenset[Term]]:
     """The sets of terms that name a token together, by its id or as it is marked; but for that no term names it."""
-    terms = content_terms(specs)
-    by_id = {frozenset(term for term in terms if i in term.ids) for i in {i for t in terms for i in t.ids}}
-    marks = {term for term in terms if term.kind == "span"}
-    return frozenset(by_id | ({kind | marks for kind in (*by_id, frozenset())} if marks else set()))
+    by_id = content_terms(specs, "id")
+    kinds = {frozenset(term for term in by_id if i in term.ids) for i in {i for t in by_id for i in t.ids}}
+    kinds |= {frozenset()}
+    if marks := content_terms(specs, "span"):
+        kinds |= {kind | frozenset(marks) for kind in kinds}
+    of_turns = content_terms(specs, *TURN)
+    for borders in {term.ids for term in of_turns}:
+        here = [term for term in of_turns if term.ids == borders]
+        # which of these name a token depends on how far it is from the begin and from the end of its turn
+        sizes = [(term.kind, term.a or 0, term) for term in here]
+        sides = [
+            {frozenset[Term](), *(frozenset(t for k, n, t in sizes if k == kind and n >= size) for _, size, _ in sizes)}
+            for kind in TURN
+        ]
+        kinds = {kind | begin | end for kind in kinds for begin in sides[0] for end in sides[1]}
+    return frozenset(kinds - {frozenset()})
+
+
+def unresolved_terms(specs: Sequence[PositionSpec]) -> tuple[Term, ...]:
+    """Each term of which it is not known yet which ids it means, once."""
+    return tuple(term for term in content_terms(specs, "text", *TURN) if not term.ids)
 
 
 def unit_slices(spec: PositionSpec, tie: Tie) -> list[slice]:

@@ -22,9 +22,11 @@ from reftune.positions import (
 from reftune.serving.plans import (
     Part,
     block_key,
+    marks_of,
     most_sets,
     plan,
     plan_of_tokens,
+    ranges_of,
     sets_by_length,
     sites_from_wire,
 )
@@ -111,7 +113,7 @@ def test_blocks_have_one_key_if_and_only_if_they_are_edited_alike(value: Any, on
 
 @settings(max_examples=100)
 @given(
-    st.lists(terms_of(), min_size=1, max_size=2),
+    st.lists(terms_of(spans=True), min_size=1, max_size=2),
     st.lists(st.integers(3, 9), min_size=1, max_size=14),
     st.integers(1, 9),
     st.data(),
@@ -126,19 +128,21 @@ def test_windows_of_terms_are_edited_as_the_oracle_says(
     # each a site, since f and l of one site give way to each other
     value = tuple(((i, str(parse_positions(terms.text)), terms.tie),) for i, terms in enumerate(several))
     found: dict[int, set[Part]] = {i: set() for i in range(start, stop)}
-    edits = plan_of_tokens(value, length, start, stop, lambda: tokens[start:stop])
+    spans = data.draw(st.lists(st.integers(0, 1), min_size=length, max_size=length))
+    marks = marks_of(value, tokens[:length], ranges_of(spans))
+    edits = plan_of_tokens(value, length, start, stop, lambda: tokens[start:stop], marks)
     for edit in edits:
         for i in range(max(edit.start, start), stop if edit.stop is None else min(edit.stop, stop)):
             found[i] |= set(edit.parts)
     wanted: dict[int, set[Part]] = {i: set() for i in range(start, stop)}
     for number, terms in enumerate(several):
-        for i, unit in terms.units(length, tokens).items():
+        for i, unit in terms.units(length, tokens, spans).items():
             if start <= i < stop:
                 wanted[i].add(Part(number, number, unit))
     assert found == wanted
     assert {edit.parts for edit in edits} <= frozenset().union(*sets_by_length(value))
     # a block's key says just this, wherever the block ends
-    whole = plan_of_tokens(value, length, 0, len(tokens), lambda: tokens)
+    whole = plan_of_tokens(value, length, 0, len(tokens), lambda: tokens, marks)
     assert block_key("a", whole, start, stop) == block_key("a", edits, start, stop)
     assert (block_key("a", edits, start, stop) is None) == (not any(found.values()))
 

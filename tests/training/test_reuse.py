@@ -70,6 +70,7 @@ IN_DETAIL: dict[str, dict[str, Any]] = {
     "all": {"layers": [1], "positions": "all"},
     "terms": {"layers": [1, 2], "positions": "p[2:4]+g2-id(9)", "tie": "group"},
     "ids": {"layers": [1], "positions": f"id({','.join(map(str, range(5, 97, 3)))})+l1"},
+    "turns": {"layers": [1, 2], "positions": f"turn({','.join(map(str, range(5, 97, 4)))}):f1+l2-id(8)"},
     "l1 of an attention below": {"layers": [0], "positions": "l1", "component": "attention_output"},
 }
 CASES = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import peft
@@ -89,8 +90,13 @@ def test_windows_of_any_size(kind: str, terms: Terms, rows: list[Row], side: str
     while past < ids.shape[1]:
         width = data.draw(st.integers(1, ids.shape[1] - past))
         now = arguments(ids[:, past : past + width], mask, past)
-        with torch.no_grad():
-            logits.append(model(**now, prompt_length=lengths, past_key_values=cache, use_cache=True).logits)
+        try:
+            with torch.no_grad():
+                logits.append(model(**now, prompt_length=lengths, past_key_values=cache, use_cache=True).logits)
+        except PositionError as error:
+            # a turn that a later window ends
+            assert terms.borders and re.search("turns are counted in whole prompts|the cache holds", str(error))
+            return
         past += width
     check(kind, terms, rows, torch.cat(logits, 1), mask)
 
@@ -272,6 +278,26 @@ def test_embeddings_have_no_ids() -> None:
         model.generate(inputs_embeds=embeds, max_new_tokens=2)
     # others need none
     adapted(positions="l1+g2").generate(inputs_embeds=embeds, max_new_tokens=2, pad_token_id=0)
+
+
+def test_turns_of_prompts_that_are_not_whole() -> None:
+    model = adapted(positions="turn(6):f1+l2")
+    ids = torch.tensor([[5, 6, 7]])
+    embeds = model.get_input_embeddings()(ids)
+    cache = DynamicCache(config=model.config)
+    for call in (
+        lambda: model(inputs_embeds=embeds),
+        lambda: model.generate(inputs_embeds=embeds, max_new_tokens=2),
+        lambda: model(ids, prompt_length=[5], past_key_values=cache),
+    ):
+        with pytest.raises(PositionError, match=r"'turn\(6\):f1\+l2': turns are counted in whole prompts"):
+            call()
+    # the last of the cached tokens ends a turn, or goes on
+    model(ids, past_key_values=(cache := DynamicCache(config=model.config)))
+    with pytest.raises(PositionError, match="by which turns they were counted"):
+        model.generate(torch.tensor([[5, 6, 7, 8]]), past_key_values=cache, max_new_tokens=2)
+    with pytest.raises(ValueError, match="or begins? a turn, is not known without the tokenizer"):
+        adapted(positions="turn:l1")
 
 
 def test_a_step_behind_an_unknown_prompt_cannot_be_counted() -> None:

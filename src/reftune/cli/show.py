@@ -163,17 +163,18 @@ def _edited(
     spec: PositionSpec, joint: PositionSpec, ids: tuple[int, ...], spans: tuple[int, ...] | None = None
 ) -> tuple[int, ...]:
     """Prompt tokens that `spec` edits where all groups together have the slots of `joint`."""
-    from ..positions import columns_of_slots, content_terms, unit_ranges
+    import torch
+
+    from ..positions import columns_of_slots, content_terms, named_tokens, segments_of_full_rows, unit_ranges
 
     if spec.scope in ("prompt", "all"):
         return tuple(range(len(ids)))
     if spec.scope == "terms":
         found: list[int] = []
         terms = content_terms([spec])
-        kinds = [
-            frozenset(term for term in terms if token in term.ids or (marked and term.kind == "span"))
-            for token, marked in zip(ids, spans or [0] * len(ids), strict=True)
-        ]
+        prompt = segments_of_full_rows(1, len(ids), torch.device("cpu"))
+        named = named_tokens(terms, torch.tensor([ids]), torch.tensor([spans or [0] * len(ids)]), prompt)
+        kinds = [frozenset(term for term in terms if named[term][0, i]) for i in range(len(ids))]
         for holds in set(kinds):
             for start, stop, _ in unit_ranges(spec, "all", joint, len(ids), holds):
                 found += [i for i in range(len(ids))[start:stop] if kinds[i] == holds]

@@ -30,7 +30,7 @@ from ..config import ReftConfig, ReftGroup, resolve_layers
 from ..errors import ReftuneError
 from ..interventions import INTERVENTIONS
 from ..peft_type import PREFIX
-from ..positions import PositionSpec, content_terms, kinds_of_ids, unit_count
+from ..positions import PositionSpec, kinds_of_ids, unit_count, unresolved_terms
 from ..tuner.layer import groups_overlap
 from .limits import check_sizes, cut, plain
 from .pieces import breathe
@@ -338,8 +338,11 @@ def _check_terms(specs: list[PositionSpec]) -> None:
     terms = sum(len(spec.added) + len(spec.without) for spec in specs)
     if terms > TERMS_LIMIT:
         raise ValueError(f"positions have {terms} terms; at most {TERMS_LIMIT} are served")
-    if content_terms(specs, "text"):
-        raise ValueError("positions have a text(…), whose tokens are not known; adapters are saved with ids: id(…)")
+    if unresolved_terms(specs):
+        raise ValueError(
+            "positions have a text(…) or a turn:, whose tokens are not known; adapters are saved with ids: id(…), "
+            "turn(…):"
+        )
     kinds = len(kinds_of_ids(specs)) + 1
     longest = sum(spec.longest for spec in specs)
     if kinds > KINDS_LIMIT or kinds * longest > ORDERS_LIMIT:

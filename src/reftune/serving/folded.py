@@ -21,9 +21,8 @@ from ..config import ReftGroup, resolve_layers
 from ..interventions import INTERVENTIONS, Intervention
 from ..interventions.base import LowRankIntervention
 from ..interventions.orthonormal import autocast_off
-from ..positions import content_terms, unit_slices
+from ..positions import unit_slices
 from .adapters import AdapterError, AdapterFiles, UnitTensors, check_disjoint, check_layers, check_width
-from .limits import cut
 from .pieces import breathe
 from .plans import Part, Site, Sites, sets_by_length, sites_from_wire
 
@@ -160,7 +159,7 @@ def fold_adapter(files: AdapterFiles, *, layers: int, width: int, prefix: str) -
 
 
 def check_linear(groups: Sequence[ReftGroup], where: str) -> None:
-    """Refuse groups that are no affine maps of blocks' outputs, or whose tokens requests to vLLM cannot say.
+    """Refuse groups that are no affine maps of blocks' outputs.
 
     Raises:
         AdapterError: there is one; the message begins with `where`.
@@ -173,11 +172,6 @@ def check_linear(groups: Sequence[ReftGroup], where: str) -> None:
         if group.rms:
             raise AdapterError(
                 f"{where} has rms=True, by which an edit is no linear map of h; this server takes linear ones only"
-            )
-        if content_terms([group.spec], "span"):
-            raise AdapterError(
-                f"{where} has positions={cut(group.positions)}, but requests to vLLM cannot mark tokens; use "
-                "transformers, as `reftune serve` and --engine transformers do"
             )
 
 

@@ -13,7 +13,10 @@ from functools import lru_cache
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
+import torch
+
 from ..positions import (
+    MARKED,
     PositionSpec,
     Term,
     columns_of_slots,
@@ -23,6 +26,8 @@ from ..positions import (
     own_slots,
     parse_positions,
     scope_range,
+    segments_of_full_rows,
+    turn_marks,
     unit_ranges,
     unit_slices,
 )
@@ -30,13 +35,17 @@ from .pieces import breathe
 
 __all__ = [
     "Edit",
+    "Marks",
     "Part",
+    "Ranges",
     "Sites",
     "block_key",
     "kinds_of_tokens",
+    "marks_of",
     "most_sets",
     "plan",
     "plan_of_tokens",
+    "ranges_of",
     "sets_by_length",
     "sites_from_wire",
 ]
@@ -44,6 +53,9 @@ __all__ = [
 # Groups of one adapter that edit the same layers, each as (number of the group, positions, tie).
 Site = tuple[tuple[int, str, str], ...]
 Sites = tuple[Site, ...]
+# Of each term that names tokens of a prompt by where they are marked, in order, these tokens: ranges [start, stop).
+Ranges = tuple[tuple[int, int], ...]
+Marks = tuple[Ranges, ...]
 
 
 class Part(NamedTuple):
@@ -100,22 +112,25 @@ def plan_of_tokens(
     start: int,
     stop: int,
     tokens: Callable[[], Sequence[int]],
-    spans: Sequence[int] | None = None,
+    marks: Marks = (),
 ) -> tuple[Edit, ...]:
     """The edits of tokens [start, stop) at least, of a request whose prompt has `length` tokens, in order.
 
-    `tokens` gives the ids of just these, and is called only if something depends on them; `spans` says of each whether
-    it is marked.
+    `tokens` gives the ids of just these, and is called only if something depends on them; `marks` are those of the
+    prompt, as `marks_of` says.
     """
-    by_id, marks = kinds_of_tokens(sites), content_terms(_specs(sites), "span")
-    if not by_id and not marks:
+    by_id = kinds_of_tokens(sites)
+    named: dict[int, list[Term]] = {}
+    for term, ranges in zip(_marked_terms(sites), marks, strict=False):
+        for a, b in ranges:
+            for i in range(max(a, start), min(b, stop, length)):
+                named.setdefault(i, []).append(term)
+    if not by_id and not named:
         return plan(sites, length)
     nothing: frozenset[Term] = frozenset()
-    ids = tokens()
-    kinds = [
-        by_id.get(token, nothing) | (frozenset(marks) if marked else nothing)
-        for token, marked in zip(ids, spans or [0] * len(ids), strict=True)
-    ]
+    kinds = [by_id.get(token, nothing) for token in tokens()] if by_id else [nothing] * (stop - start)
+    for i, terms in named.items():
+        kinds[i - start] |= frozenset(terms)
     found: list[Edit] = []
     at = start
     for holds, run in groupby(kinds):
@@ -132,6 +147,26 @@ def plan_of_tokens(
     if at != stop:
         raise ValueError(f"{at - start} tokens were given for [{start}, {stop})")
     return tuple(found)
+
+
+def marks_of(sites: Sites, ids: Sequence[int], spans: Ranges = ()) -> Marks:
+    """What the terms that look for marks name of the prompt `ids`; `spans` are the ranges that it marks itself."""
+    terms = _marked_terms(sites)
+    if all(term.kind == "span" for term in terms):
+        return tuple(spans for _ in terms)
+    prompt = segments_of_full_rows(1, len(ids), torch.device("cpu"))
+    turns = {term: ranges_of(hit[0].tolist()) for term, hit in turn_marks(terms, torch.tensor([ids]), prompt).items()}
+    return tuple(turns.get(term, spans) for term in terms)
+
+
+def ranges_of(marks: Sequence[int] | None) -> Ranges:
+    """0 or 1 of each token → the ranges of those with a 1."""
+    return tuple(_runs([i for i, mark in enumerate(marks or ()) if mark]))
+
+
+@lru_cache(maxsize=2**12)
+def _marked_terms(sites: Sites) -> tuple[Term, ...]:
+    return content_terms(_specs(sites), *MARKED)
 
 
 @lru_cache(maxsize=2**12)

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from ..data import encode_marked
 from ..data.style import STYLE_FILE, STYLES, PromptStyle
 from ..errors import DataError, ReftuneError
+from ..values import shown
 
-__all__ = ["Prompt", "PromptReader", "PromptTooLong", "context_length", "style_of", "tell_no_style"]
+__all__ = ["Prompt", "PromptReader", "PromptTooLong", "context_length", "ranges_within", "style_of", "tell_no_style"]
 
 logger = logging.getLogger("reftune.serving")
 
@@ -59,25 +60,40 @@ class PromptReader:
             record["tools"] = list(tools)
         return self._encode(record)
 
-    def text(self, text: str) -> Prompt:
-        """The prompt of a text to go on from.
+    def text(self, text: str, spans: Any = None) -> Prompt:
+        """The prompt of a text to go on from; `spans` are characters of it that are marked, if no markers are in it.
 
         Raises:
-            ReftuneError: it has no tokens.
+            ReftuneError: it has no tokens, or no such characters.
         """
-        return self._encode(text)
+        return self._encode(text if spans is None else {"prompt": text, "spans": spans})
 
-    def tokens(self, tokens: Sequence[int]) -> Prompt:
-        """A prompt that is tokens already.
+    def tokens(self, tokens: Sequence[int], spans: Any = None) -> Prompt:
+        """A prompt that is tokens already; `spans` are those of them that are marked.
 
         Raises:
-            ReftuneError: there are none, or some that the model does not have.
+            ReftuneError: there are none, or some that the model does not have, or no such spans.
         """
         wrong = [token for token in tokens if not 0 <= token < self.vocabulary]
         if wrong or not tokens:
             what = f"the token {wrong[0]} does not exist" if wrong else "the prompt has no tokens"
             raise DataError(f"{what}; valid are 0 to {self.vocabulary - 1}")
-        return Prompt(list(tokens))
+        if spans is None:
+            return Prompt(list(tokens))
+        marks = [0] * len(tokens)
+        for start, stop in ranges_within(spans, len(tokens)):
+            marks[start:stop] = [1] * (stop - start)
+        return Prompt(list(tokens), marks)
+
+    def prompts(self, prompts: Sequence[str | Sequence[int]], spans: Any = None) -> list[Prompt]:
+        """The prompts of a request, texts or tokens; `spans` are those of its one prompt.
+
+        Raises:
+            ReftuneError: one of them cannot be, or there are spans for several.
+        """
+        if spans is not None and len(prompts) != 1:
+            raise DataError(f"reft_spans are of one prompt, and there are {len(prompts)}; put markers into texts")
+        return [self.text(one, spans) if isinstance(one, str) else self.tokens(one, spans) for one in prompts]
 
     def room(self, prompt: Sequence[int], wanted: int | None) -> int:
         """How many tokens the answer may have.
@@ -96,6 +112,24 @@ class PromptReader:
     def _encode(self, record: dict[str, Any] | str) -> Prompt:
         with self._lock:
             return Prompt(*encode_marked(record, self.tokenizer))
+
+
+def ranges_within(spans: Any, length: int) -> tuple[tuple[int, int], ...]:
+    """Ranges [start, stop) of tokens that a request marks.
+
+    Raises:
+        DataError: they are something else, or not within the `length` tokens of the prompt, in order.
+    """
+    found: list[tuple[int, int]] = []
+    for span in spans if isinstance(spans, (list, tuple)) else [spans]:
+        is_pair = isinstance(span, (list, tuple)) and len(span) == 2 and all(type(n) is int for n in span)
+        if not is_pair or not (found[-1][1] if found else 0) <= span[0] < span[1] <= length:
+            raise DataError(
+                f"reft_spans has {shown(span, 60)}; valid are [start, end] of tokens of the prompt (0 to {length}), in "
+                "order, none within another"
+            )
+        found.append((span[0], span[1]))
+    return tuple(found)
 
 
 def style_of(folder: Path, *, name: str) -> PromptStyle | None:

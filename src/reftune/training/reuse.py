@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ..errors import ReftuneError
+from ..positions import TURN, content_terms
 from ..tuner import BASE, call_state
 from .frozen import FrozenPlan, Watch, fingerprint
 from .loss import head_as
@@ -272,6 +273,8 @@ class FrozenPrefix:
         ]
         if past:
             self._add_cache(batch.inputs, entries, starts, width)
+            if any(content_terms(specs, *TURN) for specs in self.plan.sites):
+                batch.inputs["prompt_ids"] = _prompts_from(rows, [past - w for w in starts]).to(device)
         with ExitStack() as stack:
             if self.plan.replayed >= 0:
                 hidden = _padded([entry.hidden for entry in entries], width, device)
@@ -309,6 +312,15 @@ class FrozenPrefix:
             # padding stays within its row: some rotary embeddings look at the largest position of a call
             last = begin + torch.tensor([[len(entry.hidden) - 1] for entry in entries], device=device)
             inputs["position_ids"] = torch.minimum(begin + torch.arange(width, device=device)[None], last)
+
+
+def _prompts_from(rows: Sequence[Row], columns: Sequence[int]) -> Tensor:
+    """[B, T] ids of whole rows, each from its column on."""
+    width = max(column + len(row.ids) for row, column in zip(rows, columns, strict=True))
+    found = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        found[i, column : column + len(row.ids)] = torch.tensor(row.ids)
+    return found
 
 
 def _padded(values: list[Tensor], width: int, device: torch.device) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PositionError
-from ..positions import PositionSpec, Segments, content_terms, joint_span, slots, term_slots, token_mask
+from ..positions import MARKED, PositionSpec, Segments, content_terms, joint_span, slots, term_slots, token_mask
 
 __all__ = ["Filled", "cached_length", "filled_columns", "find_cache", "is_cache_name", "note_of", "put_note"]
 
@@ -48,10 +48,10 @@ class Filled:
         """
         if spec in self.checked or not spec.needs_prompt or not self.columns:
             return
-        if content_terms([spec], "span"):
+        if content_terms([spec], *MARKED):
             raise PositionError(
                 f"positions {str(spec)!r}: the cache holds {self.columns} columns, and it does not say which of their "
-                "tokens were marked when they were edited. Leave the cache out"
+                "tokens were marked, or by which turns they were counted, when they were edited. Leave the cache out"
             )
         before = _edited(spec, self.segments, self.columns)
         if not torch.equal(before, _edited(spec, segments.to(before.device), self.columns)):

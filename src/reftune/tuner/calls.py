@@ -79,7 +79,7 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
             prompts = prompts.with_lengths(lengths)
         # what is generated lies behind the padding of prompts that were padded on the right
         prompts = prompts._replace(gap=(prompts.stop, torch.full_like(prompts.stop, columns)))
-        known.update(prompts=prompts, prompt_columns=columns)
+        known.update(prompts=prompts, prompt_columns=columns, prompt_ids=_whole_ids(args, kwargs, columns))
         if spans is not None and known["spans"].shape[-1] != columns:
             raise PositionError(
                 f"spans has the shape {list(known['spans'].shape)}, but the prompts have {columns} columns"
@@ -156,6 +156,13 @@ def _prompts(root: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 def _ids(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     given = (*args[:1], kwargs.get("inputs"), kwargs.get("input_ids"))
     return next((x for x in given if isinstance(x, Tensor)), None)
+
+
+def _whole_ids(args: tuple[Any, ...], kwargs: dict[str, Any], columns: int) -> Tensor | None:
+    """Ids of all columns that prompts and padding take; None where they are not all given."""
+    ids = _ids(args, kwargs)
+    is_whole = ids is not None and ids.ndim == 2 and ids.shape[1] == columns and not ids.is_floating_point()
+    return ids if is_whole and kwargs.get("inputs_embeds") is None else None
 
 
 def _texts(prompts: Segments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[tuple[int, ...]]:

@@ -21,9 +21,11 @@ from torch import Tensor, nn
 
 from ..errors import PositionError
 from ..positions import (
+    TURN,
     PositionSpec,
     Segments,
     Slots,
+    Term,
     Tie,
     chosen_slots,
     content_terms,
@@ -33,11 +35,13 @@ from ..positions import (
     slots,
     token_mask,
     token_units,
+    turn_marks,
 )
 from .caches import Filled
 from .meter import Meter
 
 __all__ = [
+    "PROMPT_IDS",
     "PROMPT_LENGTH",
     "SPANS",
     "STRENGTH",
@@ -56,6 +60,7 @@ __all__ = [
 ]
 
 PROMPT_LENGTH = "prompt_length"
+PROMPT_IDS = "prompt_ids"
 SUBSPACES = "subspaces"
 STRENGTH = "strength"
 SPANS = "spans"
@@ -106,6 +111,8 @@ class Frame:
     """[batch, width] ids of the window; None if they are not known."""
     spans: Tensor | None = None
     """[batch, width] of 0 and 1, which tokens of the window are marked; None if nothing says so."""
+    prompt_ids: Tensor | None = None
+    """[batch, columns] ids from column 0 on, of which turns are made; None if they are not known."""
     text_mask: Tensor | None = None
     """[batch, columns] of 0 and 1, where one was given and `segments` do not say where their gaps are."""
     taken_whole: bool = False
@@ -228,8 +235,28 @@ class Frame:
                 )
             ids, spans = (None if t is None else t.to(device) for t in (self.tokens, self.spans))
             named = named_tokens(content, ids, spans)
+            if turns := content_terms([spec], *TURN):
+                named |= self._turns(spec, turns, segments)
             self.unit_cache[key] = token_units(spec, tie, joint, segments, self.past, self.width, named)
         return self.unit_cache[key].to(device)
+
+    def _turns(self, spec: PositionSpec, terms: Sequence[Term], segments: Segments) -> dict[Term, Tensor]:
+        """[batch, width] what each of the terms names of the window."""
+        if self.no_prompt:
+            none = torch.zeros(self.batch, self.width, dtype=torch.bool, device=segments.start.device)
+            return dict.fromkeys(terms, none)
+        ids = self.prompt_ids
+        known = ids is not None and (torch.compiler.is_compiling() or not bool((segments.end > ids.shape[1]).any()))
+        if ids is None or not known:
+            raise PositionError(
+                f"positions {str(spec)!r}: turns are counted in whole prompts, whose tokens are not known here "
+                "(inputs_embeds, or a part of a prompt outside of generate). Pass whole prompts as input_ids, or use "
+                "positions that count no turns"
+            )
+        columns = torch.arange(self.width, device=segments.start.device) + self.past
+        at = columns.clamp(max=ids.shape[1] - 1)
+        marks = turn_marks(terms, ids.to(segments.start.device), segments)
+        return {term: mark[:, at] & (columns < ids.shape[1]) for term, mark in marks.items()}
 
     def _prompts_of_terms(self, spec: PositionSpec, device: torch.device) -> Segments:
         if spec.needs_prompt:
@@ -371,6 +398,8 @@ class Outer:
     prompt_length: Tensor | None = None
     spans: Tensor | None = None
     """[B, columns] of 0 and 1, which tokens are marked, as far as prompts go; or [B, width] of one call."""
+    prompt_ids: Tensor | None = None
+    """[B, columns] ids of the prompts and their padding, from column 0 on."""
     labels: Tensor | None = None
     mask: Tensor | None = None
     """[B, T], as the caller gave it: what reaches the blocks may have another form."""

@@ -84,8 +84,8 @@ class ReftModel(BaseTuner):
         """All (site, group) pairs of the config, None if it names modules instead of layers."""
         if config.has_texts:
             raise ValueError(
-                f"positions={config.positions!r}: which tokens read so is not known without the tokenizer; call "
-                "config.resolve_texts(tokenizer) first, or name the ids: id(…)"
+                f"positions={config.positions!r}: which tokens read so, or begin a turn, is not known without the "
+                "tokenizer; call config.resolve_texts(tokenizer) first, or name the ids: id(…), turn(…):"
             )
         groups = config.resolved_groups()
         if config.target_modules is not None and all(group.layers is None for group in groups):

@@ -47,6 +47,7 @@ def open_frame(role: Role, state: CallState, outer: Outer, given: Mapping[str, A
     frame = Frame(batch, width, past)
     frame.tokens = _ids_of_window(frame, role, outer, given)
     frame.spans = _spans_of_window(frame, role, outer)
+    frame.prompt_ids = _ids_of_prompts(frame, role, outer)
     if role == "encoder":
         frame.segments, frame.unknown = _segments_of_arguments(frame, outer, given, tokens.device)
     elif role == "decoder":
@@ -93,6 +94,16 @@ def _spans_of_window(frame: Frame, role: Role, outer: Outer) -> Tensor | None:
     )
     found = spans[:, columns.clamp(max=spans.shape[1] - 1)]
     return torch.where(columns < spans.shape[1], found, 0)
+
+
+def _ids_of_prompts(frame: Frame, role: Role, outer: Outer) -> Tensor | None:
+    """[batch, columns] ids from column 0 on, as far as they are known; of a first call those of its window."""
+    ids = outer.prompt_ids
+    if ids is None or role == "decoder":
+        return frame.tokens if outer.prompts is None and isinstance(frame.past, int) and not frame.past else None
+    if ids.ndim != 2 or frame.batch % len(ids):
+        raise PositionError(f"prompt_ids has the shape {list(ids.shape)}, but the batch has {frame.batch} rows")
+    return ids.repeat_interleave(frame.batch // len(ids), 0)
 
 
 def note_for(frame: Frame, before: Filled | None) -> Filled | None:

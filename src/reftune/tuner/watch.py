@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..segments import IGNORED_LABEL
 from .caches import find_cache, note_of, put_note
-from .context import PROMPT_LENGTH, SPANS, STRENGTH, SUBSPACES, CallState, Frame, Outer, Role, strengths_of
+from .context import PROMPT_IDS, PROMPT_LENGTH, SPANS, STRENGTH, SUBSPACES, CallState, Frame, Outer, Role, strengths_of
 from .prompts import note_for, open_frame
 
 __all__ = ["WATCHED", "allow_whole_texts", "call_state", "unwatch", "watch"]
@@ -121,7 +121,7 @@ def enter_model(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
                 "adapter_names came to the model past PEFT, which knows no mixed batches for some models (MPT), so it "
                 "would be ignored; call the model once for each adapter, or generate(), which mixes them"
             )
-    own = (PROMPT_LENGTH, SUBSPACES, STRENGTH, SPANS)
+    own = (PROMPT_LENGTH, PROMPT_IDS, SUBSPACES, STRENGTH, SPANS)
     if any(name in kwargs for name in own):
         kwargs = {k: v for k, v in kwargs.items() if k not in own}
     outer = _with_arguments(state.outer, given, is_lm=watched.is_lm)
@@ -154,6 +154,8 @@ def _with_arguments(outer: Outer, given: Mapping[str, Any], *, is_lm: bool) -> O
         said["strength"] = strengths_of(given[STRENGTH])
     if given.get(SPANS) is not None:
         said["spans"] = torch.as_tensor(given[SPANS])
+    if given.get(PROMPT_IDS) is not None:
+        said["prompt_ids"] = torch.as_tensor(given[PROMPT_IDS])
     if is_lm and given.get("labels") is not None:
         said["labels"] = _of_all_columns(given["labels"], given)
     for name, argument in (("mask", "attention_mask"), ("tokens", "input_ids")):

@@ -7,12 +7,11 @@ import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import openai
 import pytest
 import torch
 
 from reftune.data import encode_marked
-from reftune.serving import AdapterError, read_adapter
-from reftune.serving.folded import fold_adapter
 from reftune.serving.page.marks import marked_tokens, summary
 from tests.serving.embedded.conftest import Serve
 from tests.serving.folders import BASE, plain_models, save_adapters
@@ -57,6 +56,29 @@ def test_marked_prompts(serve: Serve, folder: Path) -> None:
         request = urllib.request.Request(f"{running.url}/tokenize", body, {"Content-Type": "application/json"})
         with urllib.request.urlopen(request) as reply:
             assert json.loads(reply.read())["spans"] == [0, 1, 1, 1]
+        # by a field of the request: characters of a text, tokens of a prompt of tokens
+        plain = PROMPTS[3].replace("<<reft>>", "").replace("<</reft>>", "")
+        ids, marks = encode_marked(PROMPTS[3], tokenizer)
+        spans: list[tuple[object, list[list[int]]]] = [(plain, [[3, 5]]), (ids, [[marks.index(1), len(ids)]])]  # type: ignore[union-attr]
+        by_field = [
+            client.completions.create(
+                model="spans",
+                prompt=prompt,  # type: ignore[arg-type]
+                max_tokens=8,
+                temperature=0,
+                extra_body={"ignore_eos": True, "reft_spans": value},
+            )
+            for prompt, value in spans
+        ]
+        assert {answer.choices[0].text for answer in by_field} == {found[PROMPTS[3], "spans"]}
+        for bad, says in (
+            ({"prompt": [plain, plain], "model": "spans"}, "are of one prompt, and there are 2"),
+            ({"prompt": PROMPTS[3], "model": "spans"}, "leave one of the two out"),
+            ({"prompt": ids, "model": "spans"}, r"reft_spans has \[3, 5\]; valid are"),
+            ({"prompt": plain, "model": BASE}, "the base model, none of whose tokens"),
+        ):
+            with pytest.raises(openai.BadRequestError, match=says):
+                client.completions.create(**bad, extra_body={"reft_spans": [[3, 5]]})  # type: ignore[call-overload]
     for (prompt, name), tokens in wanted.items():
         ids, _ = encode_marked(prompt, tokenizer)
         whole = tokenizer.decode([*ids, *tokens], skip_special_tokens=True)
@@ -69,8 +91,3 @@ def test_the_page_marks_them() -> None:
     assert marks == [None, "span, layers 0", None]
     assert summary([5, 6, 7], adapter, [0, 1, 0]) == "1 of 3 prompt tokens are edited, and none of the answer"
     assert summary([5, 6, 7], adapter) == "0 of 3 prompt tokens are edited, and none of the answer"
-
-
-def test_vllm_has_no_marks(folder: Path) -> None:
-    with pytest.raises(AdapterError, match=r"positions='span', but requests to vLLM cannot mark tokens"):
-        fold_adapter(read_adapter(folder), layers=2, width=32, prefix="model.layers")

@@ -80,7 +80,7 @@ def named(world: World, name: str) -> Any:
 
     from reftune.serving.vllm import ReftRequest
 
-    known = [*world.names, *world.loras]
+    known = [*world.names, *world.marked, *world.loras]
     kind = LoRARequest if name in world.loras else ReftRequest
     return kind(name, known.index(name) + 1, world.path(name))
 

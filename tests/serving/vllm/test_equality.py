@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.serving.vllm.engines import ask, cached_tokens, close, engine, named, prepare, wrong
-from tests.serving.vllm.worlds import World, add_loras, make_world, mixed_requests
+from tests.serving.vllm.worlds import NEW, Ranges, World, add_loras, make_world, mixed_requests
 
 pytestmark = pytest.mark.vllm
 prepare()
@@ -105,6 +105,53 @@ def test_conversations_go_on(world: World, eager: Any) -> None:
     first = mixed_requests(world.names, count=60, seed=2)
     assert wrong(eager, world, first) == []
     assert wrong(eager, world, next_turns(world, first)) == []
+
+
+def test_marked_spans(world: World, eager: Any) -> None:
+    """The same prompts, each marked in other places, beside others: a block that is cached is taken only as marked."""
+    import random
+
+    from vllm import SamplingParams
+    from vllm.exceptions import VLLMValidationError
+    from vllm.inputs import TokensPrompt
+
+    rng = random.Random(3)
+    asked: list[tuple[tuple[int, ...], str | None, Ranges]] = []
+    for prompt, name in mixed_requests([*world.marked, *world.marked, *world.names[:2]], count=100, seed=11):
+        cuts = sorted(rng.sample(range(len(prompt) + 1), min(4, (len(prompt) + 1) // 2 * 2)))
+        spans = tuple(zip(cuts[::2], cuts[1::2], strict=True)) if name in world.marked and rng.random() < 0.9 else ()
+        asked.append((prompt, name, spans))
+    wanted = [world.answer(*one) for one in asked]
+    unmarked = [world.answer(prompt, name) for prompt, name, _ in asked]
+    assert sum(a != b for a, b in zip(wanted, unmarked, strict=True)) >= 20, "marks change nothing"
+
+    def sampling(spans: Any) -> Any:
+        return SamplingParams(
+            temperature=0, max_tokens=NEW, ignore_eos=True, detokenize=False, extra_args={"reft_spans": spans}
+        )
+
+    outputs = eager.generate(
+        [TokensPrompt(prompt_token_ids=list(prompt)) for prompt, _, _ in asked],
+        [sampling([list(span) for span in spans] if name else None) for _, name, spans in asked],
+        lora_request=[None if name is None else named(world, name) for _, name, _ in asked],
+        use_tqdm=False,
+    )
+    assert [a for a, o, w in zip(asked, outputs, wanted, strict=True) if list(o.outputs[0].token_ids) != w] == []
+    request = named(world, world.marked[0])
+    for wrong_spans in ([[2, 9]], [[3, 3]], [[4, 5], [0, 1]], 7, [[0, True]]):
+        with pytest.raises(VLLMValidationError, match="reft_spans"):
+            eager.generate(
+                TokensPrompt(prompt_token_ids=[5] * 8), sampling(wrong_spans), lora_request=request, use_tqdm=False
+            )
+    with pytest.raises(VLLMValidationError, match="no ReFT adapter"):
+        eager.generate(TokensPrompt(prompt_token_ids=[5] * 8), sampling([[0, 1]]), use_tqdm=False)
+    with pytest.raises(VLLMValidationError, match="has markers of spans"):
+        eager.generate(
+            TokensPrompt(prompt_token_ids=[5, 6], prompt="a <<reft>>b<</reft>>"),
+            sampling(None),
+            lora_request=request,
+            use_tqdm=False,
+        )
 
 
 def test_cached_prefixes_are_used(world: World, eager: Any) -> None:

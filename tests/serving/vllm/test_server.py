@@ -13,8 +13,10 @@ import httpx
 import pytest
 from transformers import AutoModelForCausalLM
 
+from reftune.data import encode_marked
 from reftune.serving import read_adapter
 from reftune.serving.embedded.sites import ModelSites
+from reftune.serving.plans import ranges_of
 from tests.serving.embedded.conftest import serving
 from tests.serving.vllm.engines import prepare
 from tests.serving.vllm.servers import BASE, loading_from, served, text_world
@@ -223,6 +225,60 @@ def test_adapters_are_known_to_every_server_process(world: World, tmp_path: Path
         for _ in range(8):
             with pytest.raises(openai.NotFoundError):
                 asked("late")
+
+
+MARKED_TEXT = "w5 <<reft>>w9 w12<</reft>> w3 w7"
+
+
+def test_marked_prompts(world: World, url: str, client: Any) -> None:
+    """By markers in chats and texts, and by the field of the request: the tokens that training would have edited."""
+    import openai
+
+    name, tokenizer = world.marked[0], word_tokenizer()
+    assert post(url, "load_reft_adapter", reft_name=name, reft_path=world.path(name)).is_success
+    asked: dict[str, Any] = {"model": name, "max_tokens": NEW, "temperature": 0}
+    more = {"ignore_eos": True, "return_token_ids": True}
+    ids, marks = encode_marked(MARKED_TEXT, tokenizer)
+    plain = MARKED_TEXT.replace("<<reft>>", "").replace("<</reft>>", "")
+    ranges = ranges_of(marks)
+    wanted = world.answer(tuple(ids), name, ranges)
+    assert len({tuple(wanted), tuple(world.answer(tuple(ids), name))}) == 2, "marks change nothing"
+    for prompt, spans in (
+        (MARKED_TEXT, None),
+        (plain, [[3, 9]]),
+        (ids, [list(span) for span in ranges]),
+        ([ids], [list(span) for span in ranges]),
+    ):
+        extra = {**more, **({} if spans is None else {"reft_spans": spans})}
+        found = client.completions.create(**asked, prompt=prompt, extra_body=extra).choices[0].token_ids
+        assert found == wanted, (prompt, spans)
+    both = client.completions.create(**asked, prompt=[MARKED_TEXT, plain], extra_body=more).choices
+    assert [one.token_ids for one in both] == [wanted, world.answer(tuple(ids), name)]
+    chat = [{"role": "system", "content": "w1"}, {"role": "user", "content": MARKED_TEXT}]
+    put, put_marks = encode_marked({"messages": chat}, tokenizer)
+    found = client.chat.completions.create(**asked, messages=chat, extra_body=more).choices[0].token_ids
+    assert found == world.answer(tuple(put), name, ranges_of(put_marks))
+    bodies: list[dict[str, Any]] = [{"prompt": MARKED_TEXT}, {"messages": chat}]
+    for body in bodies:
+        told_of = httpx.post(f"{url}/tokenize", json={"model": name, **body}).json()
+        assert told_of["spans"] == encode_marked(body["prompt"] if "prompt" in body else body, tokenizer)[1]
+    # the base model reads the same text, and nothing of it is edited
+    base = client.completions.create(**{**asked, "model": BASE}, prompt=MARKED_TEXT, extra_body=more).choices[0]
+    assert base.token_ids == world.answer(tuple(ids), None)
+    for bad, says in (
+        ({"prompt": MARKED_TEXT, "extra_body": {"reft_spans": [[0, 2]]}}, "leave one of the two out"),
+        ({"prompt": plain, "extra_body": {"reft_spans": [[9, 3]]}}, "characters of the prompt"),
+        ({"prompt": [plain, plain], "extra_body": {"reft_spans": [[0, 2]]}}, "are of one prompt"),
+        ({"prompt": plain, "model": BASE, "extra_body": {"reft_spans": [[0, 2]]}}, "no ReFT adapter"),
+        ({"prompt": MARKED_TEXT, "extra_body": {"truncate_prompt_tokens": 2}}, "is cut"),
+        ({"prompt": MARKED_TEXT, "extra_body": {"add_special_tokens": False}}, "whole prompts only"),
+    ):
+        with pytest.raises(openai.BadRequestError, match=says):
+            client.completions.create(**{**asked, **bad})
+    for more_body in ({"reft_spans": [[0, 2]]}, {"add_generation_prompt": False}):
+        with pytest.raises(openai.BadRequestError, match=r"in messages put|other than the one"):
+            client.chat.completions.create(**asked, messages=chat, extra_body=more_body)
+    assert post(url, "unload_reft_adapter", reft_name=name).is_success
 
 
 STYLES: dict[str, Any] = {

@@ -20,6 +20,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 
 from reftune import ReftConfig
 
+Ranges = tuple[tuple[int, int], ...]
+
 VOCAB, WIDTH, LAYERS = 256, 64, 4
 NEW = 8
 CHUNK = 16
@@ -82,10 +84,14 @@ def configs() -> dict[str, ReftConfig]:
     found["terms-slots"] = {"positions": "p[1:4]+p[-3:]+g2", "tie": "none", "layers": [0, 2], "r": 1}
     found["terms-ids"] = {"positions": f"id({some})", "intervention": "red"}
     found["terms-left-out"] = {"positions": f"all-p[2:-2]-id({some})-g1", "r": 2, "layers": [0, 3]}
+    found["terms-turns"] = {"positions": f"turn({some}):f1+l2+g1", "tie": "group", "r": 2}
+    found["terms-turns-left-out"] = {"positions": f"turn({some}):prompt-f1-l2", "layers": [0, 1], "intervention": "red"}
     found["terms-groups"] = {
         "groups": [{"positions": f"f2+id({some})", "tie": "group"}, {"positions": f"prompt-p[:2]-id({some})"}],
         "r": 2,
     }
+    found["marked-spans"] = {"positions": "span+l1", "tie": "group", "r": 2}
+    found["marked-rest"] = {"positions": f"prompt-span-id({some})", "r": 2, "layers": [0, 2]}
     found["subspaces"] = {"r": 4, "subspaces": [[0, 1], [2, 3]], "active_subspaces": [1], "positions": "l3"}
     return {name: ReftConfig(task_type="CAUSAL_LM", init="random", **values) for name, values in found.items()}
 
@@ -97,6 +103,8 @@ class World:
     folder: Path
     model: Any
     names: list[str]
+    marked: list[str] = field(default_factory=list)
+    """Adapters whose prompts must mark tokens."""
     loras: dict[str, Any] = field(default_factory=dict)
     """Name → the base model with this LoRA alone."""
     known: dict[tuple[Any, ...], list[int]] = field(default_factory=dict)
@@ -108,15 +116,19 @@ class World:
     def path(self, name: str) -> str:
         return str(self.folder / name)
 
-    @torch.inference_mode()
     def answers(self, requests: list[tuple[tuple[int, ...], str | None]], new: int = NEW) -> list[list[int]]:
         """Greedy tokens of transformers with reftune, or with PEFT's LoRA, each request alone."""
-        for prompt, name in dict.fromkeys(requests):
-            key = (prompt, name, new)
-            if key in self.known:
-                continue
+        return [self.answer(prompt, name, new=new) for prompt, name in requests]
+
+    @torch.inference_mode()
+    def answer(self, prompt: tuple[int, ...], name: str | None, spans: Ranges = (), *, new: int = NEW) -> list[int]:
+        """The same of one request, in whose prompt `spans` are marked."""
+        key = (prompt, name, spans, new)
+        if key not in self.known:
             lora = self.loras.get(name or "")
-            chosen = {"adapter_names": [name or "__base__"]} if lora is None else {}
+            chosen: dict[str, Any] = {"adapter_names": [name or "__base__"]} if lora is None else {}
+            if name in self.marked:
+                chosen["spans"] = torch.tensor([[int(any(a <= i < b for a, b in spans)) for i in range(len(prompt))]])
             out = (lora or self.model).generate(
                 input_ids=torch.tensor([prompt]),
                 attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
@@ -128,7 +140,7 @@ class World:
                 pad_token_id=0,
             )
             self.known[key] = out[0, len(prompt) :].tolist()
-        return [self.known[prompt, name, new] for prompt, name in requests]
+        return self.known[key]
 
 
 def make_world(folder: Path, base: Any = None, chosen: dict[str, ReftConfig] | None = None, seed: int = 1) -> World:
@@ -146,7 +158,8 @@ def make_world(folder: Path, base: Any = None, chosen: dict[str, ReftConfig] | N
         strengthen(model, name)
         model.save_pretrained(str(folder), selected_adapters=[name])
     assert isinstance(model, PeftModel)
-    return World(folder, model.eval(), list(found))
+    marked = [name for name in found if name.startswith("marked-")]
+    return World(folder, model.eval(), [name for name in found if name not in marked], marked)
 
 
 def add_loras(world: World, names: Sequence[str], *, seed: int = 2) -> None:

@@ -194,6 +194,8 @@ class Probe:
         ids = torch.tensor([text.ids[start:]], device=device).expand(rows, -1)
         if text.spans is not None:
             more["spans"] = torch.tensor([text.spans[start:]], device=device).expand(rows, -1)
+        if start:
+            more["prompt_ids"] = torch.tensor([text.ids], device=device).expand(rows, -1)
         if not start:
             more = {"attention_mask": torch.ones_like(ids), "use_cache": False, **more}
         lengths = torch.full((rows,), text.prompt_length, device=device)
@@ -209,5 +211,5 @@ def _units(text: Text, group: ReftGroup, joint: PositionSpec) -> list[int]:
         raise ReftuneError(f"positions {str(spec)!r}: nothing of this prompt is marked, so nothing says what is edited")
     marks = None if text.spans is None else torch.tensor([text.spans])
     prompt = segments_of_full_rows(1, width, torch.device("cpu"))._replace(end=torch.tensor([text.prompt_length]))
-    named = named_tokens(content, torch.tensor([text.ids]), marks)
+    named = named_tokens(content, torch.tensor([text.ids]), marks, prompt)
     return token_units(spec, group.tie, joint, prompt, 0, width, named)[0].tolist()

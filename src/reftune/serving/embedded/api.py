@@ -135,12 +135,11 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     if not body.prompts:
         raise ApiError(400, "prompt is empty", param="prompt")
 
-    def read() -> list[Prompt]:
-        reader = service.reader
-        return [reader.text(p) if isinstance(p, str) else reader.tokens(p) for p in body.prompts]
-
+    if body.reft_spans is not None and service.adapter_of(body.model) is None:
+        raise ApiError(400, f"{body.model!a} is the base model, none of whose tokens are edited", param="reft_spans")
+    prompts = await asyncio.to_thread(service.reader.prompts, body.prompts, body.reft_spans)
     form = CompletionFormat(body.model, service.token_text, logprobs=body.reported is not None)
-    return await answer(service, request, body, form, await asyncio.to_thread(read), body.max_tokens or 16)
+    return await answer(service, request, body, form, prompts, body.max_tokens or 16)
 
 
 async def answer(

@@ -207,6 +207,8 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     prompt: str | list[str] | list[int] | list[list[int]]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    reft_spans: list[list[int]] | None = None
+    """What of the one prompt is marked: [start, end] of its characters, or of its tokens where it is tokens."""
 
     @property
     def reported(self) -> int | None:

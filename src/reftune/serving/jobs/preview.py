@@ -13,7 +13,7 @@ from ...data.kinds import check_record, with_usual_names
 from ...data.records import Rows
 from ...errors import DataError
 from ..pieces import breathe
-from ..plans import Sites, plan_of_tokens
+from ..plans import Sites, marks_of, plan_of_tokens, ranges_of
 from .plan import Base, sites_of
 from .schemas import PreviewRow
 
@@ -45,7 +45,8 @@ def preview_rows(
 def _shown(number: int, example: Example, sites: Sites, tokenizer: Any) -> PreviewRow:
     ids, length = example.input_ids, example.prompt_length
     edits: list[set[int]] = [set() for _ in ids]
-    for edit in plan_of_tokens(sites, length, 0, len(ids), lambda: ids, example.spans):
+    marks = marks_of(sites, ids[:length], ranges_of(example.spans))
+    for edit in plan_of_tokens(sites, length, 0, len(ids), lambda: ids, marks):
         for i in range(len(ids))[edit.start : edit.stop]:
             edits[i].update(part.group for part in edit.parts)
     return PreviewRow(

@@ -15,7 +15,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ...positions import Term, parse_positions, unit_slices
 from ...values import ranges
-from ..plans import Edit, Part, kinds_of_tokens, plan, plan_of_tokens, sites_from_wire
+from ..plans import Edit, Part, kinds_of_tokens, marks_of, plan, plan_of_tokens, ranges_of, sites_from_wire
 
 __all__ = ["marked_tokens", "summary", "token_text"]
 
@@ -76,7 +76,8 @@ def token_text(token: str) -> str:
 
 
 def _edits(adapter: Mapping[str, Any], ids: Sequence[int], spans: Sequence[int] | None) -> tuple[Edit, ...]:
-    return plan_of_tokens(sites_from_wire(adapter["sites"]), len(ids), 0, len(ids), lambda: ids, spans)
+    sites = sites_from_wire(adapter["sites"])
+    return plan_of_tokens(sites, len(ids), 0, len(ids), lambda: ids, marks_of(sites, ids, ranges_of(spans)))
 
 
 def _described(parts: Iterable[Part], adapter: Mapping[str, Any]) -> str:

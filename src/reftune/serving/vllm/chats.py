@@ -1,7 +1,8 @@
 """Prompts as an adapter's training had them, in vLLM's server and offline: what `reftune.json` says is done.
 
 vLLM puts every chat by the chat template.  An adapter that was trained on bare texts or on instructions is given those,
-and one that was trained with a system turn is given it unless the request has one of its own.
+and one that was trained with a system turn is given it unless the request has one of its own.  Markers of spans are
+taken out, and which tokens they mark goes with the prompt; one that vLLM puts otherwise than we do is refused then.
 
 Must not know: the engine, weights.
 """
@@ -15,24 +16,31 @@ import copy
 import functools
 import inspect
 from collections.abc import Sequence
+from contextvars import ContextVar
 from typing import Any
 
+from ...data.spans import MARKERS, has_marks, without_markers
 from ...data.style import PromptStyle
 from ...errors import ReftuneError
 from ..cards import AdapterCard
-from ..prompts import PromptReader
-from .requests import ReftRequest
+from ..plans import ranges_of
+from ..prompts import Prompt, PromptReader
+from .requests import SPANS, ReftRequest
 
 __all__ = ["install", "put_prompts"]
 
 REGISTRY, READER = "_reftune_registry", "_reftune_prompts"
+# Marks of the prompts of a request that asks for tokens, by 0 and 1, if one is under way.
+ASKED: ContextVar[list[list[int]] | None] = ContextVar("reftune_marks", default=None)
 
 
 def install() -> None:
     """Wrap what makes prompts of requests."""
     from vllm.entrypoints.common.offline import OfflineInferenceMixin  # noqa: PLC0415 — in processes of vLLM only
+    from vllm.entrypoints.serve.tokenize.serving import ServingTokenization  # noqa: PLC0415
     from vllm.renderers.online_renderer import OnlineRenderer  # noqa: PLC0415
 
+    ServingTokenization.create_tokenize = _tokenize(ServingTokenization.create_tokenize)
     OnlineRenderer.preprocess_chat = _chat(OnlineRenderer.preprocess_chat)
     OnlineRenderer.preprocess_completion = _completion(OnlineRenderer.preprocess_completion)
     OfflineInferenceMixin._add_chat_requests = _offline(OfflineInferenceMixin._add_chat_requests)
@@ -54,18 +62,29 @@ def _chat(own: Any) -> Any:
     async def preprocess_chat(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         renderer, request, messages = (given.arguments[name] for name in ("self", "request", "messages"))
-        card = _card_of(renderer, request)
-        if card is None or card.style is None:
+        if renderer.__dict__.get(REGISTRY) is None:
             return await own(*args, **kwargs)
-        if card.style.style == "messages":
-            given.arguments["messages"] = _with_system(messages, card.style)
-            return await own(*given.args, **given.kwargs)
-        if given.arguments.get("tool_dicts"):
-            raise _error(f"this adapter's prompts are of the style {card.style.style!r}, which has no tools")
+        if _field(request) is not None:
+            raise _error(f"{SPANS} is of prompts that are text or tokens; in messages put {' and '.join(MARKERS)}")
+        card, style = _card_of(renderer, request), None
+        messages, marked = _read(messages)
+        if card is not None:
+            style = card.style
+        tools = given.arguments.get("tool_dicts")
+        if card is None or style is None or style.style == "messages":
+            plain = without_markers(messages, MARKERS) if marked else messages
+            given.arguments["messages"] = plain if style is None else _with_system(plain, style)
+            found = await own(*given.args, **given.kwargs)
+            if card is not None and marked:
+                _mark(found[1], [await _made(_reader(renderer).chat, _turns(messages), style, tools)])
+            return found
+        if tools:
+            raise _error(f"this adapter's prompts are of the style {style.style!r}, which has no tools")
         turns = _turns(messages)
-        prompt = await _made(_reader(renderer).chat, turns, card.style)
+        prompt = await _made(_reader(renderer).chat, turns, style)
         skip = given.arguments.get("skip_mm_cache", False)
-        inputs = await renderer.preprocess_cmpl(request, [{"prompt_token_ids": prompt}], skip_mm_cache=skip)
+        inputs = await renderer.preprocess_cmpl(request, [{"prompt_token_ids": prompt.ids}], skip_mm_cache=skip)
+        _mark(inputs, [prompt])
         return turns, inputs
 
     return preprocess_chat
@@ -80,15 +99,82 @@ def _completion(own: Any) -> Any:
         renderer, request, prompts = (given.arguments[name] for name in ("self", "request", "prompt_input"))
         texts = [prompts] if isinstance(prompts, str) else prompts
         is_text = isinstance(texts, list) and bool(texts) and all(isinstance(text, str) for text in texts)
-        adds = getattr(request, "add_special_tokens", True)
-        if not is_text or not adds or given.arguments.get("prompt_embeds") or _card_of(renderer, request) is None:
+        spans, card = _field(request), _card_of(renderer, request)
+        if card is None:
+            if spans is not None:
+                raise _error("the request is for no ReFT adapter, so none of its tokens are edited", SPANS)
+            if is_text and renderer.__dict__.get(REGISTRY) is not None:
+                given.arguments["prompt_input"] = without_markers(prompts, MARKERS)
+            return await own(*given.args, **given.kwargs)
+        if not getattr(request, "add_special_tokens", True) or given.arguments.get("prompt_embeds"):
+            if spans is not None or (is_text and any(has_marks(text, MARKERS) for text in texts)):
+                raise _error("spans are marked in whole prompts only: of text with its special tokens, or of tokens")
             return await own(*args, **kwargs)
-        reader = _reader(renderer)
-        made = [{"prompt": text, "prompt_token_ids": await _made(reader.text, text)} for text in texts]
-        skip = given.arguments.get("skip_mm_cache", False)
-        return await renderer.preprocess_cmpl(request, made, skip_mm_cache=skip)
+        if not is_text and spans is None:
+            return await own(*args, **kwargs)
+        asked = texts if is_text or (texts and isinstance(texts[0], list)) else [texts]
+        made = await _made(_reader(renderer).prompts, asked, spans)
+        inputs = await renderer.preprocess_cmpl(
+            request,
+            [
+                {"prompt_token_ids": prompt.ids, **({"prompt": without_markers(text, MARKERS)} if is_text else {})}
+                for text, prompt in zip(asked, made, strict=True)
+            ],
+            skip_mm_cache=given.arguments.get("skip_mm_cache", False),
+        )
+        _mark(inputs, made)
+        return inputs
 
     return preprocess_completion
+
+
+def _tokenize(own: Any) -> Any:
+    @functools.wraps(own)
+    async def create_tokenize(*args: Any, **kwargs: Any) -> Any:
+        found: list[list[int]] = []
+        token = ASKED.set(found)
+        try:
+            reply = await own(*args, **kwargs)
+        finally:
+            ASKED.reset(token)
+        if found and hasattr(reply, "tokens"):
+            reply.spans = found[0]
+        return reply
+
+    return create_tokenize
+
+
+def _field(request: Any) -> Any:
+    """What the body of a request says of spans."""
+    return (getattr(request, "model_extra", None) or {}).get(SPANS)
+
+
+def _read(messages: Sequence[Any]) -> tuple[list[Any], bool]:
+    """The messages, whose contents can be gone through more than once, and whether a marker is in them."""
+    found = [
+        {**one, "content": list(one["content"])} if one.get("content") and not isinstance(one["content"], str) else one
+        for one in messages
+    ]
+    return found, without_markers(found, MARKERS) != found
+
+
+def _mark(inputs: Sequence[Any], prompts: Sequence[Prompt]) -> None:
+    """Put with each of the engine's inputs what its prompt marks.
+
+    Raises:
+        VLLMValidationError: it has other tokens, so that it is not known which of them are marked.
+    """
+    for one, prompt in zip(inputs, prompts, strict=True):
+        if prompt.spans is None:
+            continue
+        if list(one.get("prompt_token_ids") or ()) != prompt.ids:
+            raise _error(
+                "with these options the prompt is other than the one that is marked (it is cut, or a template or "
+                "arguments of one are given), so which tokens are marked is not known; leave them out"
+            )
+        one[SPANS] = ranges_of(prompt.spans)
+        if (asked := ASKED.get()) is not None:
+            asked.append(prompt.spans)
 
 
 def _card_of(renderer: Any, request: Any) -> AdapterCard | None:
@@ -97,9 +183,9 @@ def _card_of(renderer: Any, request: Any) -> AdapterCard | None:
     return found.card if isinstance(found, ReftRequest) else None
 
 
-async def _made(run: Any, *args: Any) -> list[int]:
+async def _made(run: Any, *args: Any) -> Any:
     try:
-        return (await asyncio.to_thread(run, *args)).ids
+        return await asyncio.to_thread(run, *args)
     except ReftuneError as error:
         raise _error(str(error)) from error
 
@@ -142,10 +228,10 @@ def _text(content: Any) -> str:
 # --- offline ----------------------------------------------------------------------------------------------------------
 
 
-class _Prompt(list[Any]):
-    """A conversation whose prompt is made already."""
+class _Chat(list[Any]):
+    """A conversation that is put as an adapter's training did, or has markers."""
 
-    tokens: list[int]
+    style: PromptStyle | None = None
 
 
 def _offline(own: Any) -> Any:
@@ -154,44 +240,56 @@ def _offline(own: Any) -> Any:
     @functools.wraps(own)
     def add_chat_requests(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
-        llm, messages, requests = given.arguments["self"], given.arguments["messages"], given.arguments["lora_request"]
+        messages, requests = given.arguments["messages"], given.arguments["lora_request"]
         many = bool(messages) and isinstance(messages[0], list)
         chats = list(messages) if many else [messages]
         chosen = list(requests) if isinstance(requests, (list, tuple)) else [requests] * len(chats)
         if len(chosen) == len(chats) and any(isinstance(one, ReftRequest) for one in chosen):
-            given.arguments["messages"] = [_put(llm, *pair) for pair in zip(chats, chosen, strict=True)]
+            given.arguments["messages"] = [_put(*pair) for pair in zip(chats, chosen, strict=True)]
         return own(*given.args, **given.kwargs)
 
     return add_chat_requests
 
 
-def _put(llm: Any, messages: Any, request: Any) -> Any:
+def _put(messages: Any, request: Any) -> Any:
     if not isinstance(request, ReftRequest):
         return messages
+    found = _Chat(messages)
     try:
-        style = PromptStyle.read(request.lora_path)
-        if style is None:
-            return messages
-        if style.style == "messages":
-            return _with_system(messages, style)
-        found = _Prompt(messages)
-        found.tokens = _reader(llm).chat(_turns(messages), style).ids
+        found.style = PromptStyle.read(request.lora_path)
     except ReftuneError as error:
         raise _error(str(error)) from error
     return found
 
 
 def _offline_one(own: Any) -> Any:
+    signature = inspect.signature(own)
+
     @functools.wraps(own)
     def preprocess_chat_one(self: Any, conversation: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(conversation, _Prompt):
-            return self._preprocess_cmpl_one({"prompt_token_ids": conversation.tokens})
-        return own(self, conversation, *args, **kwargs)
+        if not isinstance(conversation, _Chat):
+            return own(self, conversation, *args, **kwargs)
+        style, tools = conversation.style, signature.bind(self, conversation, *args, **kwargs).arguments.get("tools")
+        messages, marked = _read(conversation)
+        has_own = style is not None and style.style != "messages"
+        try:
+            made = _reader(self).chat(_turns(messages), style, tools) if marked or has_own else None
+        except ReftuneError as error:
+            raise _error(str(error)) from error
+        if has_own:
+            assert made is not None
+            found = self._preprocess_cmpl_one({"prompt_token_ids": made.ids})
+        else:
+            plain = without_markers(messages, MARKERS) if marked else messages
+            found = own(self, plain if style is None else _with_system(plain, style), *args, **kwargs)
+        if made is not None:
+            _mark([found], [made])
+        return found
 
     return preprocess_chat_one
 
 
-def _error(message: str) -> Exception:
+def _error(message: str, parameter: str = "messages") -> Exception:
     from vllm.exceptions import VLLMValidationError  # noqa: PLC0415
 
-    return VLLMValidationError(message, parameter="messages")
+    return VLLMValidationError(message, parameter=parameter)

@@ -12,14 +12,18 @@ import functools
 import inspect
 from typing import Any
 
+from ...data.spans import MARKERS, has_marks
+from ...errors import DataError
 from ..adapters import AdapterError
 from ..cards import AdapterCard
 from ..folded import FoldedAdapter
 from ..limits import STRONGEST
+from ..plans import Ranges
+from ..prompts import ranges_within
 from .adapters import ReadAdapter, Reader
 from .loaded import Loaded
 from .options import KEY, options_of, refusal_of, why_not
-from .requests import STRENGTH, WIRE, ReftRequest, Wire
+from .requests import SPANS, STRENGTH, WIRE, ReftRequest, Wire
 
 __all__ = ["forget", "install", "load_async", "reader_of", "ready"]
 
@@ -78,9 +82,12 @@ def _resolved(own: Any) -> Any:
         if WIRE in (getattr(params, "extra_args", None) or {}):
             raise _error(f"{WIRE!r} is not for clients to set", WIRE)
         strength = _strength(params)
+        given_spans = (getattr(params, "extra_args", None) or {}).get(SPANS)
         if not isinstance(request, ReftRequest):
             if strength is not None:
                 raise _error("the request is for no ReFT adapter, so it has no strength", STRENGTH)
+            if given_spans is not None:
+                raise _error("the request is for no ReFT adapter, so none of its tokens are edited", SPANS)
             return own(*given.args, **given.kwargs)
         if request.card is None:
             raise _error(f"the adapter {request.lora_name!r} was not loaded before the request", "lora_request")
@@ -95,14 +102,38 @@ def _resolved(own: Any) -> Any:
         made = own(*given.args, **given.kwargs)
         if not made.prompt_token_ids or made.mm_features:
             raise _error("a ReFT adapter needs a prompt of tokens only", "prompt")
+        ids = made.prompt_token_ids
+        spans = _marked(values.get("prompt"), given_spans, len(ids))
+        wire = Wire.of(request.card, ids, spans=spans, strength=1.0 if strength is None else strength)
         # these are a copy of its own
-        made.sampling_params.extra_args = {
-            **(made.sampling_params.extra_args or {}),
-            WIRE: Wire.of(request.card, 1.0 if strength is None else strength).to_wire(),
-        }
+        made.sampling_params.extra_args = {**(made.sampling_params.extra_args or {}), WIRE: wire.to_wire()}
         return made
 
     return process_inputs
+
+
+def _marked(prompt: Any, given: Any, length: int) -> Ranges:
+    """What of a prompt of `length` tokens is marked: by markers, which are taken out already, or by ranges of tokens.
+
+    Raises:
+        VLLMValidationError: by both, by markers that nobody has taken out, or the ranges are none.
+    """
+    rendered = prompt if isinstance(prompt, dict) else {"prompt": prompt}
+    if SPANS in rendered:
+        if given is not None:
+            raise _error("the prompt marks spans already; leave one of the two out", SPANS)
+        return rendered[SPANS]
+    text = rendered.get("prompt")
+    if isinstance(text, str) and has_marks(text, MARKERS):
+        raise _error(
+            f"the prompt has markers of spans ({MARKERS[0]}), which are taken out of chats and of texts sent to the "
+            f"server only; here give tokens, and extra_args={{{SPANS!r}: [[start, stop], …]}} of them",
+            "prompt",
+        )
+    try:
+        return () if given is None else ranges_within(given, length)
+    except DataError as error:
+        raise _error(str(error), SPANS) from error
 
 
 def _strength(params: Any) -> float | None:

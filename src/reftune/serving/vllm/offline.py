@@ -22,6 +22,7 @@ from ...models import load_tokenizer, resolve_model
 from ..adapters import read_adapter
 from ..folded import fold_adapter
 from ..modules import ReftModule, folder_of
+from ..plans import ranges_of
 from . import problem
 from .architectures import ARCHITECTURES
 from .launch import allow_plugin
@@ -117,7 +118,7 @@ class VllmEngine:
         self.base = resolve_model(base)
         self.tokenizer = load_tokenizer(self.base)
         self._request: Any = None
-        self._extra: dict[str, Any] | None = None
+        self._extra: dict[str, Any] = {}
         more: dict[str, Any] = {}
         if adapter is not None:
             more = self._adapter(adapter)
@@ -180,20 +181,25 @@ class VllmEngine:
             raise ReftuneError(f"vLLM cannot answer here: {reason}; use the engine transformers")
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
 
-        encoded = [ids for ids, _ in encoded_prompts(prompts, self.tokenizer)]
+        encoded = list(encoded_prompts(prompts, self.tokenizer))
         for start in range(0, len(encoded), AT_ONCE):
             chosen = range(start, min(start + AT_ONCE, len(encoded)))
             outputs = self._llm.generate(
-                [TokensPrompt(prompt_token_ids=encoded[i]) for i in chosen],
-                [self._sampling(generation, len(encoded[i]), i) for i in chosen],
+                [TokensPrompt(prompt_token_ids=encoded[i][0]) for i in chosen],
+                [self._sampling(generation, *encoded[i], i) for i in chosen],
                 lora_request=self._request,
                 use_tqdm=False,
             )
             yield [(i, self._text(output)) for i, output in zip(chosen, outputs, strict=True)]
 
-    def _sampling(self, generation: Mapping[str, Any], length: int, number: int) -> Any:
+    def _sampling(self, generation: Mapping[str, Any], ids: list[int], spans: list[int] | None, number: int) -> Any:
         from vllm import SamplingParams  # noqa: PLC0415
 
+        from .requests import SPANS, ReftRequest  # noqa: PLC0415
+
+        length, extra = len(ids), dict(self._extra)
+        if spans is not None and isinstance(self._request, ReftRequest):
+            extra[SPANS] = ranges_of(spans)
         given = {SAME[name]: value for name, value in generation.items() if name in SAME and value is not None}
         if not generation.get("do_sample"):
             given["temperature"] = 0.0
@@ -208,7 +214,7 @@ class VllmEngine:
         ends = generation.get("eos_token_id", self.ends)
         stop = [ends] if isinstance(ends, int) else list(ends or ())
         given["max_tokens"] = min(given["max_tokens"], room)
-        return SamplingParams(**given, stop_token_ids=stop, detokenize=False, extra_args=self._extra)
+        return SamplingParams(**given, stop_token_ids=stop, detokenize=False, extra_args=extra)
 
     def _text(self, output: Any) -> str:
         tokens = list(output.outputs[0].token_ids)

@@ -13,14 +13,16 @@ from typing import Any, NamedTuple
 from vllm.lora.request import LoRARequest
 
 from ..cards import AdapterCard
-from ..plans import Edit, Sites, plan_of_tokens, sites_from_wire
+from ..plans import Edit, Marks, Ranges, Sites, marks_of, plan_of_tokens, sites_from_wire
 
-__all__ = ["STRENGTH", "WIRE", "ReftRequest", "Wire", "wire_of"]
+__all__ = ["SPANS", "STRENGTH", "WIRE", "ReftRequest", "Wire", "wire_of"]
 
 # A key of SamplingParams.extra_args that clients cannot set.
 WIRE = "_reftune"
 # A key of SamplingParams.extra_args that clients set, in the body of a request a field of its own.
 STRENGTH = "reft_strength"
+# Another: ranges [start, stop) of tokens of the prompt that are marked; the name also of what a rendered prompt has.
+SPANS = "reft_spans"
 
 
 class ReftRequest(LoRARequest):
@@ -43,18 +45,22 @@ class Wire(NamedTuple):
     digest: str
     sites: Sites
     strength: float = 1.0
+    marks: Marks = ()
+    """Of the prompt: `marks_of`."""
 
     @classmethod
-    def of(cls, card: AdapterCard, strength: float = 1.0) -> Wire:
-        return cls(card.digest, card.sites, strength)
+    def of(cls, card: AdapterCard, ids: Sequence[int], *, spans: Ranges = (), strength: float = 1.0) -> Wire:
+        """Of a request with the prompt `ids`, of which it marks `spans` itself."""
+        return cls(card.digest, card.sites, strength, marks_of(card.sites, ids, spans))
 
     def edits(self, length: int, start: int, stop: int, tokens: Callable[[], Sequence[int]]) -> tuple[Edit, ...]:
         """Those of tokens [start, stop) at least, of a prompt of `length` tokens; `tokens` gives the ids of these."""
-        return plan_of_tokens(self.sites, length, start, stop, tokens)
+        return plan_of_tokens(self.sites, length, start, stop, tokens, self.marks)
 
     def to_wire(self) -> dict[str, Any]:
         sites = [[list(group) for group in site] for site in self.sites]
-        return {"digest": self.digest, "sites": sites, "strength": self.strength}
+        marks = [[list(one) for one in ranges] for ranges in self.marks]
+        return {"digest": self.digest, "sites": sites, "strength": self.strength, "marks": marks}
 
 
 def wire_of(params: Any) -> Wire | None:
@@ -63,4 +69,5 @@ def wire_of(params: Any) -> Wire | None:
     found = extra.get(WIRE)
     if found is None:
         return None
-    return Wire(str(found["digest"]), sites_from_wire(found["sites"]), float(found["strength"]))
+    marks = tuple(tuple((int(a), int(b)) for a, b in ranges) for ranges in found["marks"])
+    return Wire(str(found["digest"]), sites_from_wire(found["sites"]), float(found["strength"]), marks)
