@@ -26,6 +26,7 @@ from reftune.positions import (
     unit_count,
     unit_slices,
 )
+from tests.training.text_models import word_tokenizer
 
 from .term_oracle import Term, Terms, terms_of
 
@@ -241,7 +242,46 @@ def test_texts_become_ids() -> None:
         resolve_texts('text(".a")', Words())
 
 
+LOOP = "{% for m in messages %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "ids"),
+    [
+        # as ChatML: one token begins a message of any role; with a system turn of its own, and a token before all
+        (
+            LOOP + "<s> {{ m.role }} {{ m.content }} </s> {% endfor %}{% if add_generation_prompt %}<s> w1 {% endif %}",
+            "1",
+        ),
+        (
+            "<pad> <s> w9 </s> "
+            + LOOP
+            + "<s> {{ m.content }} {% endfor %}{% if add_generation_prompt %}<s> {% endif %}",
+            "1",
+        ),
+        # one for each role, and no answer begun
+        (LOOP + "{{ '<s>' if m.role == 'user' else '<pad>' }} {{ m.content }} {% endfor %}", "0,1"),
+        # an answer begins with itself; a word begins messages; the last message is told apart; no roles but user
+        (LOOP + "{{ '<s> ' if m.role == 'user' else '' }}{{ m.content }} </s> {% endfor %}", None),
+        (LOOP + "w5 {{ m.content }} {% endfor %}{% if add_generation_prompt %}w5 {% endif %}", None),
+        (LOOP + "<s> {{ m.content }} {% if loop.last %}</s>{% endif %}{% endfor %}", None),
+        ("{{ raise_exception('no answers') if messages | length > 1 }}<s> {{ messages[0].content }}", None),
+        (None, None),
+    ],
+)
+def test_turns_begin_where_the_template_begins_messages(template: str | None, ids: str | None) -> None:
+    tokenizer = word_tokenizer(template=template)
+    if ids is not None:
+        assert resolve_texts("turn:f1+l2-text('w3')".replace("'", '"'), tokenizer) == f"turn({ids}):f1+l2-id(10)"
+        return
+    with pytest.raises(ValueError, match=r"begins messages with no tokens of its own|turn\(<ids>\):"):
+        resolve_texts("turn:f1", tokenizer)
+    assert resolve_texts('turn("<user>","<assistant>"):f1', tokenizer) == "turn(4,5):f1"
+
+
 def test_oracle_knows_python() -> None:
     """The oracle itself, by hand."""
     assert Terms((Term("p", (-3, -1)), Term("g", (1,))), (), "none").units(5, [3] * 7) == {2: 0, 3: 1, 5: 2}
     assert Terms((Term("all"),), (Term("id", (4,)),)).units(2, [4, 3, 4, 3]) == {1: 0, 3: 0}
+    turns = Terms((Term("f", (1,)), Term("l", (2,))), (), "group", (4,))
+    assert turns.units(6, [3, 3, 3, 4, 4, 3, 4]) == {0: 0, 1: 1, 2: 1, 3: 0, 4: 0, 5: 1}

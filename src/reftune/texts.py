@@ -65,14 +65,16 @@ def resolve_texts(positions: str, tokenizer: Any) -> str:
 def turn_borders(tokenizer: Any) -> tuple[int, ...] | None:
     """The ids by which a chat template begins messages, so that they stand at these borders and nowhere else.
 
-    None where there are no such.  Looked at are the second and the third message of conversations, what begins the
-    answer that is to come, and whether the text up to each is the conversation up to it.
+    None where there are no such, added to the vocabulary for that.  Looked at are the second and the third message of
+    conversations, what begins the answer that is to come, and whether the text up to each is the conversation up to it.
     """
     if not getattr(tokenizer, "chat_template", None):
         return None
     found = {_borders_of(tokenizer, contents) for contents in (("a", "b", "c"), ("some words", "other ones", "1 + 1"))}
     ids = found.pop()
-    return ids if not found and ids else None
+    # any other may stand in a message too
+    own = set(tokenizer.added_tokens_decoder)
+    return ids if not found and ids and own.issuperset(ids) else None
 
 
 def _borders_of(tokenizer: Any, contents: tuple[str, ...]) -> tuple[int, ...]:

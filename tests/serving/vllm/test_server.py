@@ -261,7 +261,7 @@ def test_marked_prompts(world: World, url: str, client: Any) -> None:
     bodies: list[dict[str, Any]] = [{"prompt": MARKED_TEXT}, {"messages": chat}]
     for body in bodies:
         told_of = httpx.post(f"{url}/tokenize", json={"model": name, **body}).json()
-        assert told_of["spans"] == encode_marked(body["prompt"] if "prompt" in body else body, tokenizer)[1]
+        assert told_of["spans"] == encode_marked(body.get("prompt", body), tokenizer)[1]
     # the base model reads the same text, and nothing of it is edited
     base = client.completions.create(**{**asked, "model": BASE}, prompt=MARKED_TEXT, extra_body=more).choices[0]
     assert base.token_ids == world.answer(tuple(ids), None)
