@@ -243,6 +243,30 @@ def test_a_repeated_row_is_kept_once(tmp_path: Path, caplog: pytest.LogCaptureFi
     assert f"{len(ROWS)} examples" in on_lines(caplog)[0]
 
 
+@pytest.mark.parametrize("kind", ["qwen3", "gemma3"])
+def test_turns_of_a_conversation_are_computed_once(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+    """A row of each answer, and what all rows begin with is in one call; other rows are computed beside them."""
+    chats = [row["input_ids"] for row in ragged(3, seed=7, prompts=(30, 36))]
+    rows = list(ROWS)
+    for ids in chats:
+        for prompt, end in ((9, 12), (20, 22), (20, 24), (29, len(ids))):
+            labels = [-100] * prompt + ids[prompt:end]
+            rows.append({"input_ids": ids[:end], "labels": labels, "prompt_length": prompt})
+    rows.append({**rows[-1], "input_ids": [*rows[-1]["input_ids"][:-3], 3, 4, 5]})
+
+    def model() -> Any:
+        return adapted(kind, layers=[1, 2], positions="f1+l2")
+
+    expected = plain_course(model(), rows, steps=2)
+    trained = model()
+    seen = tokens_through(trained.get_base_model().model.layers[0].mlp)
+    caplog.clear()
+    assert_same(reused(tmp_path, trained, rows, caplog, max_steps=2), expected)
+    whole = [*(len(ids) for ids in chats), len(chats[-1]), *(len(row["input_ids"]) for row in ROWS)]
+    # a row ends before its last token; the rows are also computed to try the replay, and padded
+    assert sum(whole) - len(whole) <= sum(seen) < sum(len(row["input_ids"]) for row in rows) - len(rows)
+
+
 class _Counts(TrainerCallback):
     """Tokens that went through the MLP of each block, up to the end of each step."""
 

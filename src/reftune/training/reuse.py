@@ -8,9 +8,10 @@ Must not know: Trainer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -124,7 +125,7 @@ class FrozenPrefix:
         probe = min(rows, key=lambda row: len(row.ids))
         span = self._spans([probe])[0]
         try:
-            entry = self._record([probe], [span])[0]
+            entry = self._record([probe], [[(probe, span)]])[0][0]
         except CALL_ERRORS as error:
             name = type(self.plan.root).__name__
             raise Unsupported(f"{name} takes no plain cache of keys and values ({error!r})") from error
@@ -191,19 +192,38 @@ class FrozenPrefix:
         advance(len(rows) - len(missing))
         # what is there is in the parts too: sums are rounded by what is computed with them, and a run that goes on
         # where another was killed ends in the same bits
-        todo = sorted(((key, row, span) for key, (row, span) in keyed.items()), key=lambda item: len(item[1].ids))
+        computed = self._computed({key: row for key, (row, _) in keyed.items()})
+        todo = sorted(computed, key=lambda keys: len(keyed[keys[-1]][0].ids))
         while todo:
-            count = max(1, FILL_TOKENS // len(todo[-1][1].ids))
+            count = max(1, FILL_TOKENS // len(keyed[todo[-1][-1]][0].ids))
             chosen, todo = todo[-count:], todo[:-count]
-            for indices in split([len(row.ids) for _, row, _ in chosen], overhead=call_tokens(self.device)):
+            for indices in split([len(keyed[keys[-1]][0].ids) for keys in chosen], overhead=call_tokens(self.device)):
                 part = [chosen[i] for i in indices]
-                due = {key for key, _, _ in part} & missing
-                if not due:
+                wanted = [[key for key in keys if key in missing] for keys in part]
+                if not any(wanted):
                     continue
-                entries = self._record([row for _, row, _ in part], [span for _, _, span in part])
-                self._store.add({key: entry for (key, _, _), entry in zip(part, entries, strict=True) if key in due})
-                advance(len(due))
+                rows_of_part = [keyed[keys[-1]][0] for keys in part]
+                entries = self._record(rows_of_part, [[keyed[key] for key in keys] for keys in wanted])
+                self._store.add(dict(zip(chain(*wanted), chain(*entries), strict=True)))
+                advance(sum(map(len, wanted)))
         self._store.flush()
+
+    def _computed(self, rows: Mapping[str, Row]) -> list[list[str]]:
+        """Keys of rows that are computed as one, which begins with each of them: the turns of a conversation.
+
+        The last of each list is the longest.
+        """
+        if any(kind in self.plan.root.config.to_json_string() for kind in ('"longrope"', '"dynamic"')):
+            # these rotary embeddings of a token depend on how long the text is
+            return [[key] for key in rows]
+        found: list[list[str]] = []
+        # what begins with a row comes right behind it
+        for key, row in sorted(rows.items(), key=lambda item: (item[1].ids, item[0])):
+            if found and rows[found[-1][-1]].ids == row.ids[: len(rows[found[-1][-1]].ids)]:
+                found[-1].append(key)
+            else:
+                found.append([key])
+        return found
 
     def _key(self, row: Row, span: Span) -> str:
         # the adapter is in it by r and w only: nothing else of it matters to what is stored
@@ -212,8 +232,11 @@ class FrozenPrefix:
         digest.update(torch.tensor(row.ids).numpy().tobytes())
         return digest.hexdigest()
 
-    def _record(self, rows: Sequence[Row], spans: Sequence[Span]) -> list[Entry]:
-        """Entries of rows, from one call of the model without its adapters, which change nothing of what is kept."""
+    def _record(self, rows: Sequence[Row], kept: Sequence[Sequence[tuple[Row, Span]]]) -> list[list[Entry]]:
+        """Entries of those that are kept of each row, which begins with them, and how much of them.
+
+        From one call of the model without its adapters, which change nothing of what is kept.
+        """
         root = self.plan.root
         batch = batch_of(rows, device=self.device)
         cache, outputs = DynamicCache(), []
@@ -230,8 +253,11 @@ class FrozenPrefix:
         hidden = torch.stack([self._hidden(out) for out in outputs]) if outputs else torch.zeros(0, *shape, 0)
         kv = self._keys_and_values(cache, shape)
         return [
-            Entry(hidden[:, i, low : len(row.ids)].clone(), kv[:, :, i, :, :high].clone())
-            for i, (row, (low, high)) in enumerate(zip(rows, spans, strict=True))
+            [
+                Entry(hidden[:, i, low : len(row.ids)].clone(), kv[:, :, i, :, :high].clone())
+                for row, (low, high) in of_row
+            ]
+            for i, of_row in enumerate(kept)
         ]
 
     def _hidden(self, output: Any) -> Tensor:
