@@ -142,6 +142,8 @@ def test_what_is_switched_off_is_off(probe: Probe) -> None:
         ("l2+g2", {3: 0, 4: 0, 5: 1, 6: 1}),
         # terms that look at the tokens: w4 and w8 are the fourth and the seventh
         ("id({w4},{w8})+l1", {4: 0, 3: 1, 6: 1}),
+        # turns of three and of two tokens, of which the first call does not begin with the first
+        ("turn({w4}):f1+l1-p[:1]", {3: 0, 2: 1, 4: 1}),
     ],
 )
 def test_calls_begin_where_a_switch_differs(positions: str, slots: dict[int, int]) -> None:

@@ -121,7 +121,7 @@ def test_what_cannot_be_split_is_told(row: dict[str, Any], message: str) -> None
         split_turns(Dataset.from_list([row]))
 
 
-@pytest.mark.parametrize("positions", ["l2", "f1+l1", "prompt", "response", "all"])
+@pytest.mark.parametrize("positions", ["l2", "f1+l1", "prompt", "response", "all", "turn(4,5):f1+l2+g1"])
 def test_training_edits_what_generation_of_that_turn_edits(positions: str) -> None:
     torch.manual_seed(0)
     config = ReftConfig(task_type="CAUSAL_LM", r=2, positions=positions, init="random")

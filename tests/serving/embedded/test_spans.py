@@ -28,22 +28,27 @@ PROMPTS = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     spans = {"r": 2, "positions": "span", "intervention": "loreft"}
-    return save_adapters(tmp_path_factory.mktemp("spans"), {"spans": spans})["spans"]
+    # a turn begins at w2 and at w8
+    turns = {"r": 2, "positions": "turn(9,15):f1+l1", "intervention": "loreft"}
+    return save_adapters(tmp_path_factory.mktemp("spans"), {"spans": spans, "turns": turns})["spans"].parent
 
 
 def test_marked_prompts(serve: Serve, folder: Path) -> None:
-    tokenizer, models = word_tokenizer(), plain_models({"spans": folder})
+    folders = {"spans": folder / "spans", "turns": folder / "turns"}
+    tokenizer, models = word_tokenizer(), plain_models(folders)
     wanted = {}
     for prompt in PROMPTS:
         ids, spans = encode_marked(prompt, tokenizer)
         given = {"input_ids": torch.tensor([ids]), "max_new_tokens": 8, "pad_token_id": 0, "eos_token_id": None}
         marks = torch.tensor([spans or [0] * len(ids)])
         wanted[prompt, "spans"] = models["spans"].generate(**given, spans=marks)[0, len(ids) :].tolist()
+        wanted[prompt, "turns"] = models["turns"].generate(**given)[0, len(ids) :].tolist()
         wanted[prompt, BASE] = models[None].generate(**given)[0, len(ids) :].tolist()
     assert wanted[PROMPTS[1], "spans"] == wanted[PROMPTS[1], BASE]
-    assert sum(wanted[prompt, "spans"] != wanted[prompt, BASE] for prompt in PROMPTS) >= 2
+    for name in ("spans", "turns"):
+        assert sum(wanted[prompt, name] != wanted[prompt, BASE] for prompt in PROMPTS) >= 2
     # batches are broken off and gone on with, as others come
-    with serve({"spans": folder}, slice_steps=2, max_batch_size=3) as running:
+    with serve(folders, slice_steps=2, max_batch_size=3) as running:
         client = running.client()
 
         def ask(pair: tuple[str, str]) -> str:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from reftune import ReftConfig, ReftuneError
+from reftune.data.spans import MARKERS
 from reftune.generation import generate_texts
 from reftune.models import load_adapter, load_base
 from tests.serving.folders import save_text_base, text_model
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.vllm
 
 PROMPTS = [" ".join(f"w{(7 * i + j) % 50}" for j in range(2 + i % 5)) for i in range(9)]
 REFT = ReftConfig(task_type="CAUSAL_LM", r=3, positions="f1+l2", init="random", form="delta", alpha=4.0)
+MARKED = ReftConfig(task_type="CAUSAL_LM", r=3, positions="span", init="random", form="delta", alpha=4.0)
 LORA = peft.LoraConfig(task_type="CAUSAL_LM", r=3, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
 
 
@@ -31,19 +33,20 @@ def _prepared() -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("offline")
     save_text_base(place / "base", hidden=128)
-    for name, config in (("reft", REFT), ("lora", LORA)):
+    for name, config in (("reft", REFT), ("marked", MARKED), ("lora", LORA)):
         torch.manual_seed(3)
         model = peft.get_peft_model(text_model(hidden=128), config)
         model.save_pretrained(place / name)
     return place
 
 
-@pytest.mark.parametrize("name", [None, "reft", "lora"])
+@pytest.mark.parametrize("name", [None, "reft", "marked", "lora"])
 def test_answers_are_those_of_transformers(folder: Path, name: str | None) -> None:
     from reftune.serving.vllm.offline import VllmEngine
 
     base, adapter = str(folder / "base"), None if name is None else str(folder / name)
-    records: list[Any] = [{"prompt": prompt} for prompt in PROMPTS]
+    begin, end = MARKERS if name == "marked" else ("", "")
+    records: list[Any] = [{"prompt": f"{begin}{prompt[:2]}{end}{prompt[2:]}"} for prompt in PROMPTS]
     engine = VllmEngine(base, adapter)
     try:
         found = {i: text for batch in engine.batches(records, max_new_tokens=8) for i, text in batch}

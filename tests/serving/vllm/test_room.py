@@ -13,7 +13,7 @@ import pytest
 from reftune import encode_prompt
 from tests.serving.vllm.engines import ask, close, engine, prepare
 from tests.serving.vllm.servers import text_world
-from tests.serving.vllm.worlds import World
+from tests.serving.vllm.worlds import NEW, World
 from tests.training.text_models import word_tokenizer
 
 pytestmark = pytest.mark.vllm
@@ -105,3 +105,19 @@ def test_chats_are_put_as_in_training(world: World, llm: Any, tmp_path: Path) ->
         wanted.append(encode_prompt(record, word_tokenizer()))
     outputs = llm.chat([[turn]] * 5, SamplingParams(max_tokens=1), lora_request=[*requests, None], use_tqdm=False)
     assert [output.prompt_token_ids for output in outputs] == [*wanted, wanted[0]]
+    # markers are taken out, and what they mark is edited
+    marked = {"role": "user", "content": "<<reft>>w1<</reft>> w2"}
+    ids = [tuple(one) for one in wanted[:1] + wanted[3:]]
+    requests = []
+    for number, name in enumerate(("none", "prompt")):
+        shutil.rmtree(tmp_path / name)
+        folder = Path(shutil.copytree(world.path(world.marked[0]), tmp_path / name))
+        if styles[name] is not None:
+            (folder / "reftune.json").write_text(json.dumps(styles[name]))
+        requests.append(ReftRequest(f"marked {name}", 10 + number, str(folder)))
+    params = SamplingParams(max_tokens=NEW, temperature=0, ignore_eos=True)
+    outputs = llm.chat([[marked]] * 2, params, lora_request=requests, use_tqdm=False)
+    at = [one.index(word_tokenizer().convert_tokens_to_ids("w1")) for one in ids]
+    expected = [world.answer(one, world.marked[0], ((i, i + 1),)) for one, i in zip(ids, at, strict=True)]
+    assert [list(output.outputs[0].token_ids) for output in outputs] == expected
+    assert expected != [world.answer(one, world.marked[0]) for one in ids]
