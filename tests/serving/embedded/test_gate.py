@@ -23,6 +23,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from reftune.errors import MissingExtraError, ReftuneError
 from reftune.serving import ReftModule
 from reftune.serving.embedded import ServeSettings, serve_embedded
+from reftune.serving.jobs import FineTuning
 from tests.serving.embedded.conftest import PATIENCE, Running, Serve
 from tests.serving.folders import BASE
 
@@ -78,6 +79,19 @@ def test_the_key(serve: Serve) -> None:
         assert httpx.get(f"{running.url}/v1/models", headers=right).status_code == 200
         with pytest.raises(openai.AuthenticationError):
             running.client(api_key="wrong").models.list()
+
+
+def test_every_route_needs_the_key(serve: Serve, tmp_path: Path) -> None:
+    with serve(api_key="secret", fine_tuning=FineTuning(tmp_path, device="cpu")) as running:
+        paths = running.server.gate.app.openapi()["paths"]
+        asked = [(method.upper(), path) for path, methods in paths.items() for method in methods]
+        assert ("POST", "/v1/fine_tuning/jobs") in asked and ("GET", "/metrics") in asked
+        for method, path in asked:
+            url = running.url + path.replace("{id}", "x").replace("{name}", "x")
+            # vLLM's own key is asked for on these paths only
+            assert path in ("/health", "/metrics", "/tokenize", "/detokenize") or path.startswith("/v1/")
+            status = httpx.request(method, url).status_code
+            assert status == (200 if path == "/health" else 401), (method, path)
 
 
 def test_the_key_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -373,6 +387,7 @@ PROGRAM = """
 import sys
 from reftune.serving import ReftModule
 from reftune.serving.embedded import ServeSettings, serve_embedded
+from reftune.serving.jobs import FineTuning
 base, name, adapter = sys.argv[1:]
 serve_embedded(ServeSettings(base, modules=(ReftModule(name, adapter),), served_model_name="base", port=0))
 """
