@@ -351,8 +351,9 @@ def test_gradients_are_of_the_edited_tokens_only() -> None:
         assert any(bool(g.any()) for g in gradients if g is not None) is some
 
 
-def test_compiled_code_edits_the_same() -> None:
-    model = adapted(positions="id(5,7)+l2-f1")
+@pytest.mark.parametrize("positions", ["id(5,7)+l2-f1", "turn(6):f1+l2-id(5)"])
+def test_compiled_code_edits_the_same(positions: str) -> None:
+    model = adapted(positions=positions)
     ids = torch.tensor([[5, 6, 7, 8], [7, 5, 6, 6]])
     with torch.no_grad():
         wanted = model(ids, prompt_length=torch.tensor([3, 4])).logits
