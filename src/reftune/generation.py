@@ -13,6 +13,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .data import encode_marked
+from .data.kinds import check_all_choose, chosen_parts
 from .errors import DataError, ReftuneError
 from .models import refuse_encoder
 from .tuner import call_state, find_root
@@ -24,6 +25,7 @@ __all__ = [
     "end_tokens",
     "generate_batches",
     "generate_texts",
+    "parts_of_records",
     "whole_characters",
 ]
 
@@ -61,7 +63,7 @@ def generate_texts(
     Batches are made of prompts of similar length, padded on the left.  `progress` gets the number of prompts done.
     Further arguments go to `generate`; greedy decoding unless they say otherwise, whatever the model's own generation
     configuration says.  Of these, `adapter_names` names one for each prompt, and `strength` and `subspaces` are one for
-    all or one for each.
+    all or one for each; `subspaces` may also be said by each record, as in training.
 
     Raises:
         ReftuneError: one of these three has another number of entries than there are prompts.
@@ -99,11 +101,14 @@ def generate_batches(
     marked = list(encoded_prompts(prompts, tokenizer))
     encoded = [ids for ids, _ in marked]
     # models without ReFT take no such argument; where no prompt is marked, positions that need it say so
-    has_spans = call_state(find_root(model)) is not None and any(spans is not None for _, spans in marked)
+    has_reft = call_state(find_root(model)) is not None
+    has_spans = has_reft and any(spans is not None for _, spans in marked)
     padding, ends = tokenizer.pad_token_id, end_tokens(getattr(model, "generation_config", None), tokenizer)
     defaults = {**GREEDY, "pad_token_id": padding, "eos_token_id": ends}
     arguments = {**defaults, **generate_arguments}
     given = {name: arguments.pop(name, None) for name in OF_ROWS}
+    if has_reft and given["subspaces"] is None:
+        given["subspaces"] = parts_of_records(prompts)
     of_prompts = {name: _of_prompts(name, each, len(encoded)) for name, each in given.items() if each is not None}
     sees_padding = any(arguments.get(name) not in (None, GREEDY.get(name)) for name in SEE_PADDING)
 
@@ -140,6 +145,19 @@ def generate_batches(
         if grows and len(chosen) == size:
             size = min(2 * size, LARGEST_BATCH)
         yield answers
+
+
+def parts_of_records(prompts: Sequence[dict[str, Any] | str]) -> list[list[int]] | None:
+    """The parts of the adapter that records name in their column `subspaces`; None if none of them does.
+
+    Raises:
+        DataError: some name parts and some do not.
+    """
+    parts = [None if isinstance(prompt, str) else chosen_parts(prompt) for prompt in prompts]
+    if all(each is None for each in parts):
+        return None
+    check_all_choose(parts, "the prompts")
+    return [each or [] for each in parts]
 
 
 def _of_prompts(name: str, given: Any, count: int) -> list[Any]:

@@ -18,6 +18,7 @@ from ..errors import ReftuneError
 from . import (
     chat,
     compare,
+    compose,
     convert,
     demo,
     evaluate,
@@ -86,6 +87,7 @@ app.command("generate", cls=Verb)(generate.generate)
 app.command("chat", cls=Verb)(chat.chat)
 app.command("eval", cls=Verb)(evaluate.evaluate)
 app.command("compare", cls=Verb)(compare.compare)
+app.command("compose", cls=Verb)(compose.compose)
 app.command("search", cls=Verb)(search.search)
 app.command("judge", cls=Verb)(judge.judge)
 app.command("merge", cls=Verb)(merge.merge)

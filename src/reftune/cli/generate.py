@@ -55,6 +55,9 @@ def generate(
     temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.0,
     prompt_style: StyleOption = None,
     strength: StrengthOption = None,
+    subspaces: Annotated[
+        str | None, typer.Option(help="Parts of its subspaces to switch on, such as 0,1; or none.  [all]")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="The same as --prompt-style prompt.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
@@ -72,6 +75,7 @@ def generate(
         raise typer.BadParameter("there is nothing to generate from; give --prompt TEXT or --file FILE")
     model, tokenizer = load_adapter(adapter, base=base)
     turn(model, strength, adapter=adapter)
+    parts = {} if subspaces is None else {"subspaces": [read_parts(subspaces, model, adapter=adapter)]}
     records: list[Any] = prompts
     if any(isinstance(p, str) for p in prompts):
         style = style_for(adapter, tokenizer, chosen="prompt" if raw else prompt_style, console=progress)
@@ -79,7 +83,14 @@ def generate(
     sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {}
     with bar(progress, "generating", len(records)) as done:
         texts = generate_texts(
-            model, tokenizer, records, batch_size=batch_size, progress=done, max_new_tokens=max_new_tokens, **sampling
+            model,
+            tokenizer,
+            records,
+            batch_size=batch_size,
+            progress=done,
+            max_new_tokens=max_new_tokens,
+            **sampling,
+            **parts,
         )
     if as_json:
         pairs = [{"prompt": p, "output": text} for p, text in zip(prompts, texts, strict=True)]
@@ -105,6 +116,24 @@ def turn(model: Any, strength: float | None, *, adapter: str) -> None:
     if not hasattr(model, "set_strength"):
         raise ReftuneError(f"--strength {strength:g}: only ReFT adapters have a strength, and {adapter!r} is none")
     model.set_strength("default", strength)
+
+
+def read_parts(text: str, model: Any, *, adapter: str) -> list[int]:
+    """Parts of the adapter's subspaces by number, with commas, or "none".
+
+    Raises:
+        ReftuneError: it has no subspaces, or no such parts.
+    """
+    config = model.peft_config["default"]
+    groups = config.resolved_groups() if hasattr(config, "resolved_groups") else []
+    counts = [len(group.subspaces) for group in groups if group.subspaces is not None]
+    if not counts:
+        raise ReftuneError(f"--subspaces {text}: the adapter {adapter!r} has no subspaces, so no part can be chosen")
+    valid = [str(number) for number in range(min(counts))]
+    chosen = [] if text == "none" else [part.strip() for part in text.split(",")]
+    if not set(chosen) <= set(valid):
+        raise ReftuneError(f"--subspaces {text!r} is not valid; use {','.join(valid)} or some of these, or none")
+    return [int(part) for part in chosen]
 
 
 def style_for(adapter: str, tokenizer: Any, *, chosen: str | None, console: Console) -> PromptStyle:

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.console import Console
 from rich.table import Table
 
 from .convert import BaseOption, OutputOption, report
 from .generate import StyleOption, read_prompts
 from .output import JsonFlag, consoles, quiet_libraries
 
+if TYPE_CHECKING:
+    from ..interop.steer import Steered, Trial
+
 __all__ = ["steer"]
 
 EXAMPLE = """Make a steering vector of two kinds of prompts, without training.
 
 The n-th positive prompt is the counterpart of the n-th negative one: the same
-request, say, answered politely and rudely.  Directions of every layer are
-tried on held-back pairs, and the one that tells them best apart is saved; the
-dial (--strength of `reftune generate` and `chat`) says how much of it is added.
+request, say, answered politely and rudely.  Of the directions of every layer
+those that tell held-back pairs best apart are added to the negative prompts in
+several lengths, and the one is saved by which the next token is most as behind
+the positive ones; the dial (--strength of `reftune generate` and `chat`) says
+how much of that is added.
 
 Example:
 
@@ -48,20 +54,51 @@ def steer(
         [style.record(p) if isinstance(p, str) else p for p in read_prompts(file)] for file in (positive, negative)
     ]
     chosen = [kind.strip() for kind in kinds.split(",")]
-    _, found, best = made(base, output, positive=sides[0], negative=sides[1], kinds=chosen, positions=positions)
+    found = made(base, output, positive=sides[0], negative=sides[1], kinds=chosen, positions=positions)
     if not as_json:
-        table = Table(title="held-back prompts told apart, the five best layers of each direction")
-        for column in ("direction", "layer", "told apart", "distance"):
-            table.add_column(column)
-        for kind in chosen:
-            of_kind = sorted((one for one in found if one.kind == kind), key=lambda one: -one.apart)[:5]
-            for one in of_kind:
-                mark = " *" if one is best else ""
-                table.add_row(kind, f"{one.layer}{mark}", f"{one.apart:.2f}", f"{one.distance:.3g}")
-        results.print(table)
-    note = f"saved: {best.kind} at layer {best.layer}; strength 1 moves a state from one mean to the other"
-    tried = [{"kind": d.kind, "layer": d.layer, "apart": d.apart, "distance": d.distance} for d in found]
-    report(results, output, [note], as_json=as_json, tried=tried)
+        _print(results, found, chosen)
+    best, without = found.best, found.without
+    saved = (
+        f"saved: {best.direction.kind} at layer {best.direction.layer}, {best.part:g} of the distance between the means"
+    )
+    if best.divergence < without:
+        note = f"{saved}, which is the strength 1; it takes the divergence from {without:.3g} to {best.divergence:.3g}"
+    else:
+        note = (
+            f"{saved}, which is the strength 1; no direction in no length brought the negative prompts nearer to the "
+            f"positive ones than {without:.3g}, so the one that tells most apart was taken"
+        )
+    tried = [{"kind": d.kind, "layer": d.layer, "apart": d.apart, "distance": d.distance} for d in found.found]
+    lengths = [
+        {"kind": t.direction.kind, "layer": t.direction.layer, "part": t.part, "divergence": t.divergence}
+        for t in found.trials
+    ]
+    report(results, output, [note], as_json=as_json, tried=tried, lengths=lengths, without=without)
+
+
+def _print(console: Console, found: Steered, kinds: list[str]) -> None:
+    """What tells held-back prompts apart, and what the best of that do in the model."""
+    best = found.best
+    table = Table(title="held-back prompts told apart, the five best layers of each direction")
+    for column in ("direction", "layer", "told apart", "distance"):
+        table.add_column(column)
+    for kind in kinds:
+        for one in [one for one in found.found if one.kind == kind][:5]:
+            mark = " *" if one is best.direction else ""
+            table.add_row(kind, f"{one.layer}{mark}", f"{one.apart:.2f}", f"{one.distance:.3g}")
+    console.print(table)
+    parts = sorted({trial.part for trial in found.trials})
+    lengths = Table(title="how far the next token is from that of the positive prompts (KL, nats), by length")
+    for column in ("direction", "layer", "0", *(f"{part:g}" for part in parts)):
+        lengths.add_column(column)
+    of: dict[int, dict[float, Trial]] = {}
+    for trial in found.trials:
+        of.setdefault(id(trial.direction), {})[trial.part] = trial
+    for row in of.values():
+        one = row[parts[0]].direction
+        cells = [f"{row[part].divergence:.3g}{' *' if row[part] is best else ''}" for part in parts]
+        lengths.add_row(one.kind, str(one.layer), f"{found.without:.3g}", *cells)
+    console.print(lengths)
 
 
 steer.__doc__ = EXAMPLE

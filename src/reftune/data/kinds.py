@@ -24,8 +24,10 @@ __all__ = [
     "MESSAGES",
     "Kind",
     "Record",
+    "check_all_choose",
     "check_encodable",
     "check_record",
+    "chosen_parts",
     "is_conversation",
     "with_usual_names",
 ]
@@ -59,7 +61,9 @@ KINDS = (COMPLETION, MESSAGES, INSTRUCTION)
 OTHER_NAMES = (("text", "label"), ("sentence", "label"), ("question", "answer"))
 # What a chat template is given beside the messages.
 EXTRAS = {"tools": "a list of objects", "documents": "a list of objects", "chat_template_kwargs": "an object"}
-COLUMNS = frozenset([*EXTRAS, "spans", *(name for kind in KINDS for name in (*kind.required, *kind.optional))])
+COLUMNS = frozenset(
+    [*EXTRAS, "spans", "subspaces", *(name for kind in KINDS for name in (*kind.required, *kind.optional))]
+)
 
 
 def check_record(record: Record, *, need_response: bool = True) -> Kind:
@@ -67,7 +71,39 @@ def check_record(record: Record, *, need_response: bool = True) -> Kind:
     kind = _kind_of(record)
     _CHECKS[kind](record, need_response)
     _check_extras(record, chat=kind is MESSAGES or is_conversation(record[kind.prompt]))
+    chosen_parts(record)
     return kind
+
+
+def chosen_parts(record: Record) -> list[int] | None:
+    """The parts of the adapter's `subspaces` that a row trains and is answered with, by its column of that name.
+
+    Raises:
+        DataError: it is no list of whole numbers from 0, nor a text of one, as CSV has it.
+    """
+    value = record.get("subspaces")
+    if value is None or value == "":
+        return None
+    found = _parsed(value, "'subspaces'")
+    if not isinstance(found, (list, tuple)) or not all(type(part) is int and part >= 0 for part in found):
+        raise DataError(
+            f"'subspaces' must be a list of parts by number, such as [0] or [0, 1], not {_described(value)}"
+        )
+    return list(found)
+
+
+def check_all_choose(chosen: Sequence[list[int] | None], where: str) -> None:
+    """Of rows, some of which name parts of the rank, all must: others would train or ask for all parts unasked.
+
+    Raises:
+        DataError: one does not.
+    """
+    without = next((number for number, parts in enumerate(chosen, start=1) if parts is None), None)
+    if without is not None:
+        raise DataError(
+            f"{where}: row {without} has no 'subspaces' and others have; give all rows some, "
+            "such as [0, 1] for both of two parts"
+        )
 
 
 def with_usual_names(record: Record, labels: Sequence[str] | None = None) -> Record:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from reftune.data.kinds import Record
+from reftune.data.kinds import Record, check_all_choose, chosen_parts
 from reftune.data.records import RecordSource, load_datasets, read_records
 from reftune.data.spans import (
     MARKERS,
@@ -51,6 +51,8 @@ class Example:
     prompt_cut: int = 0
     spans: list[int] | None = None
     """Of each token 1 where the row marks it, else 0; None where the row marks nothing."""
+    subspaces: list[int] | None = None
+    """The parts of the rank that the row trains; None where it names none."""
 
     @property
     def labels(self) -> list[int]:
@@ -98,7 +100,8 @@ def build_dataset(
     """Columns `input_ids`, `labels`, `prompt_length` of all rows; one log message says how many rows were cut.
 
     If a row marks spans of its prompt, by `markers` in its text or by character offsets in its column `spans`, there is
-    the column `spans`: of each token 1 where it is marked, else 0.
+    the column `spans`: of each token 1 where it is marked, else 0.  If the rows name parts of the adapter's
+    `subspaces`, which they must all do or none, there is the column `subspaces`.
 
     The last answer of a conversation is trained on; with `train_on="all"` each is, as a row of its own whose prompt is
     all that came before it (`reftune.data.split_record`).
@@ -114,19 +117,19 @@ def build_dataset(
 
     styles: set[PromptStyle] = set()
 
-    def columns_of(record: Record) -> list[tuple[Any, Any, int, int, Any]]:
+    def columns_of(record: Record) -> list[tuple[Any, Any, int, int, Any, Any]]:
         return [row_of(answer) for answer in (split_record(record) if train_on == "all" else [record])]
 
-    def row_of(record: Record) -> tuple[Any, Any, int, int, Any]:
+    def row_of(record: Record) -> tuple[Any, Any, int, int, Any, Any]:
         example = _tokenize(record, encoder, max_length, markers)
         # Arrays of 4 bytes an id: lists of ints take nine times as much, which counts for long data sets.
         ids, labels = (np.array(values, dtype=np.int32) for values in (example.input_ids, example.labels))
         styles.add(PromptStyle.of_record(record))
         spans = None if example.spans is None else np.array(example.spans, dtype=np.int8)
-        return ids, labels, example.prompt_length, example.prompt_cut, spans
+        return ids, labels, example.prompt_length, example.prompt_cut, spans, example.subspaces
 
     found = [row for of_record in rows.map(columns_of) for row in of_record]
-    input_ids, labels, prompt_lengths, cuts, spans = zip(*found, strict=True)
+    input_ids, labels, prompt_lengths, cuts, spans, subspaces = zip(*found, strict=True)
     rows_cut = sum(cut > 0 for cut in cuts)
     logger.log(
         logging.WARNING if rows_cut else logging.INFO,
@@ -141,6 +144,9 @@ def build_dataset(
     if any(marks is not None for marks in spans):
         of_rows = zip(input_ids, spans, strict=True)
         columns["spans"] = [np.zeros(len(ids), dtype=np.int8) if marks is None else marks for ids, marks in of_rows]
+    if any(parts is not None for parts in subspaces):
+        check_all_choose(subspaces, rows.name)
+        columns["subspaces"] = list(subspaces)
     info = datasets.DatasetInfo(description="\n".join(sorted(style.note for style in styles)))
     return datasets.Dataset.from_dict(columns, info=info)
 
@@ -154,7 +160,10 @@ def _tokenize(record: Record, encoder: _Encoder, max_length: int | None, markers
     if marks is not None:
         marks = marks[:first] + marks[first + cut :] + [0] * len(response)
     kept = prompt[:first] + prompt[first + cut :]
-    return Example(kept + response, prompt_length=len(kept), prompt_cut=cut, spans=marks)
+    parts = chosen_parts(record)
+    if parts == []:
+        raise DataError("'subspaces' is [], so that the row would train nothing; name a part, such as [0]")
+    return Example(kept + response, len(kept), prompt_cut=cut, spans=marks, subspaces=parts)
 
 
 def _rendered(

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from ..adapter_files import adapter_config, brief
 from ..config import ReftConfig
+from ..data import PromptStyle
 from ..errors import ReftuneError
 from ..files import check_writable
 from ..interventions import INTERVENTIONS, orthonormal_rows
@@ -97,14 +98,19 @@ def _check_layers(groups: Sequence[Group], config: Any, base: str) -> None:
         )
 
 
-def write(groups: Sequence[Group], *, base: str, output: str | Path, of: str = "") -> Path:
-    """`assemble`, and save.  The folder may be there, but hold no adapter.
+def write(
+    groups: Sequence[Group], *, base: str, output: str | Path, of: str = "", style: PromptStyle | None = None
+) -> Path:
+    """`assemble`, and save, with how its prompts are put.  The folder may be there, but hold no adapter.
 
     Raises:
         ReftuneError: as `assemble`, or the folder cannot be written to; nothing is written then.
     """
     folder = check_output(output)
-    return save_adapter(assemble(groups, base=base, of=of), folder)
+    model = assemble(groups, base=base, of=of)
+    config: Any = model.peft_config["default"]
+    config.prompt_style = style
+    return save_adapter(model, folder)
 
 
 def check_output(output: str | Path) -> Path:

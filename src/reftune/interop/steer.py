@@ -2,9 +2,11 @@
 
 Of each layer the states of the last token of every prompt are taken.  Directions of unit length, from the negative
 prompts to the positive ones: the difference of means; the first principal direction of the pairs' differences, turned
-that way (RepE, arXiv 2310.01405); the weights of a logistic regression.  Layer and kind are those that tell held-back
-prompts best apart; the strength is the distance of the two means along the direction, so that 1 on the dial moves a
-state from one mean to the other.
+that way (RepE, arXiv 2310.01405); the weights of a logistic regression.
+
+What is chosen is chosen on held-back pairs.  The directions of the layers that tell them best apart are tried in the
+model: each is added to the negative prompts, in lengths of some parts of the distance between the two means along it,
+and what is kept is the direction and length by which the next token is most as behind the positive ones (`Trial`).
 
 Must not know: what the vectors are for.
 """
@@ -17,19 +19,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from peft import get_peft_model
 from torch import Tensor
 
-from ..data import encode_prompt
+from ..data import PromptStyle, encode_prompt
 from ..errors import MissingExtraError, ReftuneError
 from ..models import load_base
-from ..tuner.parts import Group, Part
+from ..tuner import ReftLayer
+from ..tuner.parts import Group, Part, config_of, fill
 from .parts import check_output, write
 from .states import blocks_of, states_of
 
-__all__ = ["DIRECTIONS", "Direction", "directions_of", "steer"]
+__all__ = ["DIRECTIONS", "Direction", "Steered", "Trial", "directions_of", "steer", "tried"]
 
 # Of the prompts, every fourth pair is held back.
 HELD_BACK = 4
+# What is tried in the model: so many layers, and of each all directions, on at most so many held-back pairs; and
+# lengths, in distances between the means.
+LAYERS_TRIED = 4
+MOST_HELD = 16
+LENGTHS = (0.25, 0.5, 1.0, 1.5, 2.0)
 
 
 class Direction(NamedTuple):
@@ -41,6 +50,27 @@ class Direction(NamedTuple):
     v: Tensor
     distance: float
     apart: float
+
+
+class Trial(NamedTuple):
+    """A direction in the model, added in a length that is `part` of its distance; `divergence` is the mean over the
+    held-back pairs of KL(P ‖ Q) in nats, P of the next token behind the positive prompt, Q of that behind the negative
+    one with the direction added."""
+
+    direction: Direction
+    part: float
+    divergence: float
+
+
+class Steered(NamedTuple):
+    """What was made: all directions, those first that tell more apart; what was tried of them; the divergence without
+    any; and what was chosen."""
+
+    folder: Path
+    found: list[Direction]
+    trials: list[Trial]
+    without: float
+    best: Trial
 
 
 def difference(positive: Tensor, negative: Tensor) -> Tensor:
@@ -92,8 +122,8 @@ def steer(
     negative: Sequence[Any],
     kinds: Sequence[str] = tuple(DIRECTIONS),
     positions: str = "all",
-) -> tuple[Path, list[Direction], Direction]:
-    """A `steer` adapter of the base model from pairs of prompts; all directions, and the one that it is.
+) -> Steered:
+    """A `steer` adapter of the base model from pairs of prompts, of the direction and the length that are best.
 
     Raises:
         MissingExtraError: scikit-learn is not installed, which the probe needs.
@@ -112,15 +142,61 @@ def steer(
         )
     model, tokenizer = load_base(base, dtype=torch.float32)
     layers = range(len(blocks_of(model)))
-    sides = [
-        states_of(model, [encode_prompt(prompt, tokenizer) for prompt in prompts], layers, last=True)
-        for prompts in (positive, negative)
-    ]
-    rows = [[torch.cat(side[layer]) for side in sides] for layer in layers]
+    sides = [[encode_prompt(prompt, tokenizer) for prompt in prompts] for prompts in (positive, negative)]
+    states = [states_of(model, side, layers, last=True) for side in sides]
+    rows = [[torch.cat(side[layer]) for side in states] for layer in layers]
     found = [one for layer, (high, low) in enumerate(rows) for one in directions_of(high, low, layer, kinds)]
     # of equals the one in the middle of the model, where edits are known to act best
     middle = len(layers) / 2
-    best = max(found, key=lambda one: (one.apart, -abs(one.layer + 0.5 - middle)))
-    tensors = {"a": torch.tensor([best.distance]), "v": best.v.float()}
-    group = Group("block_output", positions, "all", ("steer", 1, None), {best.layer: [Part("steer", tensors)]}, {})
-    return write([group], base=base, output=output), found, best
+    order = sorted(found, key=lambda one: (-one.apart, abs(one.layer + 0.5 - middle)))
+    best_layers = list(dict.fromkeys(one.layer for one in order))[:LAYERS_TRIED]
+    held = [side[HELD_BACK - 1 :: HELD_BACK][:MOST_HELD] for side in sides]
+    without, trials = tried(model, [one for one in order if one.layer in best_layers], held[0], held[1], positions)
+    best = min(trials, key=lambda trial: trial.divergence)
+    if best.divergence >= without:
+        # none brings the negative prompts nearer, so that nothing is known of lengths
+        best = next(trial for trial in trials if trial.direction is order[0] and trial.part == 1)
+    style = PromptStyle.of_records([one for one in (*positive, *negative) if not isinstance(one, str)])
+    folder = write([_group(best.direction, best.part, positions)], base=base, output=output, style=style)
+    return Steered(folder, order, trials, without, best)
+
+
+def _group(one: Direction, part: float, positions: str) -> Group:
+    tensors = {"a": torch.tensor([part * one.distance]), "v": one.v.float()}
+    return Group("block_output", positions, "all", ("steer", 1, None), {one.layer: [Part("steer", tensors)]}, {})
+
+
+@torch.no_grad()
+def tried(
+    model: Any,
+    chosen: Sequence[Direction],
+    positive: Sequence[list[int]],
+    negative: Sequence[list[int]],
+    positions: str,
+) -> tuple[float, list[Trial]]:
+    """The divergence (`Trial`) of pairs of prompts without any direction, and with each in each length."""
+    wanted = [_next_token(model, ids) for ids in positive]
+
+    def divergence(steered: Any, **how: Any) -> float:
+        found = [_next_token(steered, ids, **how) for ids in negative]
+        each = [(p.exp() * (p - q)).sum() for p, q in zip(wanted, found, strict=True)]
+        return float(torch.stack(each).mean())
+
+    without, trials = divergence(model), []
+    for one in chosen:
+        group = _group(one, 1.0, positions)
+        config = config_of([group], task_type="CAUSAL_LM", inference_mode=True)
+        steered: Any = get_peft_model(model, config)
+        try:
+            fill([layer for layer in steered.modules() if isinstance(layer, ReftLayer)], "default", config, [group])
+            trials += [Trial(one, part, divergence(steered, strength=part)) for part in LENGTHS]
+        finally:
+            steered.unload()
+    return without, trials
+
+
+def _next_token(model: Any, ids: list[int], **how: Any) -> Tensor:
+    """Log-probabilities [V] in float64 of the token behind a prompt, the whole of which is the prompt."""
+    if how:
+        how["prompt_length"] = torch.tensor([len(ids)])
+    return model(torch.tensor([ids]), **how).logits[0, -1].double().log_softmax(-1)

@@ -24,7 +24,16 @@ from .reuse import FrozenPrefix, Unsupported, describe
 from .rows import Row, batch_of, packed_batch, rows_of
 from .shared import SharedPrefix
 
-__all__ = ["OnFill", "check_packing", "dataset_rows", "evaluating", "is_causal", "prepare_loss", "prepare_reuse"]
+__all__ = [
+    "OnFill",
+    "check_packing",
+    "check_parts",
+    "dataset_rows",
+    "evaluating",
+    "is_causal",
+    "prepare_loss",
+    "prepare_reuse",
+]
 
 logger = logging.getLogger("reftune")
 
@@ -228,6 +237,28 @@ def dataset_rows(dataset: Any, collator: Any, count: int | None = None) -> list[
             return None
         found += rows
     return found
+
+
+def check_parts(model: Any, dataset: Any) -> None:
+    """Refuse rows that name parts of the rank (`subspaces`) which no active adapter has: they would train all of it.
+
+    Raises:
+        ReftuneError: the adapters have no subspaces, or fewer parts.
+    """
+    if "subspaces" not in (getattr(dataset, "column_names", None) or []):
+        return
+    groups = [group for name in model.active_adapters for group in model.peft_config[name].resolved_groups()]
+    counts = [len(group.subspaces) for group in groups if group.subspaces is not None]
+    largest = max(max(parts, default=0) for parts in dataset["subspaces"])
+    if not counts:
+        raise ReftuneError(
+            "the rows name parts of the adapter in 'subspaces', and its configuration has none; give it some, such as "
+            "subspaces=[[0, 1], [2, 3]] for r=4, or leave the column out"
+        )
+    if largest >= min(counts):
+        raise ReftuneError(
+            f"a row names the part {largest} in 'subspaces', and the adapter has 0..{min(counts) - 1}; use one of these"
+        )
 
 
 def _check_replay(

@@ -27,7 +27,7 @@ from .gates import Gates
 from .groups import check_factors, with_factors
 from .loss import ResponseLoss
 from .measure import EditLog, counted, counted_of
-from .prepare import OnFill, check_packing, dataset_rows, is_causal, prepare_loss, prepare_reuse
+from .prepare import OnFill, check_packing, check_parts, dataset_rows, is_causal, prepare_loss, prepare_reuse
 from .processes import ProcessTrainer
 from .reuse import FrozenPrefix
 from .rows import Batch, Row, batch_of, call_tokens, packed_batch, rows_of, split
@@ -129,6 +129,8 @@ class ReftTrainer(WholeCheckpoints, ProcessTrainer):
             raise ReftuneError(
                 "gates are learnt in one process and with the plain loss; take one, and prune before others"
             )
+        if isinstance(model, PeftModel):
+            check_parts(model, train_dataset)
         style = PromptStyle.of_dataset(train_dataset)
         if style is not None and isinstance(model, PeftModel):
             for name in model.active_adapters:

@@ -19,7 +19,7 @@ from ...data.kinds import COLUMNS, EXTRAS, INSTRUCTION, MESSAGES, Record, check_
 from ...data.records import read_records
 from ...errors import DataError
 
-__all__ = ["OwnRow", "compared", "inside", "part", "read_own"]
+__all__ = ["OwnRow", "compared", "inside", "own_row", "part", "read_own"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def read_own(file: str, *, answer: str | None = None, trains: bool = False) -> l
     have = {name for record in read.records for name in record}
     if answer is not None and answer not in have:
         raise DataError(f"{read.name}: no row has the column {answer!r} for the answer; there are {_listed(have)}")
-    found = read.map(lambda record: _own_row(record, answer, need_response))
+    found = read.map(lambda record: own_row(record, answer, need_response))
     places = range(1, len(found) + 1) if read.numbers is None else read.numbers
     return [replace(row, place=place) for row, place in zip(found, places, strict=True)]
 
@@ -77,7 +77,12 @@ def _listed(names: Any) -> str:
     return ", ".join(sorted(map(repr, names)))
 
 
-def _own_row(record: Record, answer: str | None, need_response: bool) -> OwnRow:
+def own_row(record: Record, answer: str | None = None, need_response: bool = True) -> OwnRow:
+    """A record by what is asked and what is right: its response, or the column `answer`.
+
+    Raises:
+        DataError: it is none, or its response is more than one text.
+    """
     kind = check_record(record, need_response=need_response)
     kept = {name: value for name, value in record.items() if value is not None}
     if kind is MESSAGES:

@@ -16,7 +16,7 @@ from transformers import AutoConfig, GenerationConfig
 
 from ...adapter_files import adapter_config
 from ...errors import ReftuneError
-from ...generation import encoded_prompts, end_tokens, whole_characters
+from ...generation import encoded_prompts, end_tokens, parts_of_records, whole_characters
 from ...hub import hub_arguments
 from ...models import load_tokenizer, resolve_model
 from ..adapters import read_adapter
@@ -181,6 +181,10 @@ class VllmEngine:
             raise ReftuneError(f"vLLM cannot answer here: {reason}; use the engine transformers")
         from vllm.inputs import TokensPrompt  # noqa: PLC0415
 
+        if self._request is not None and parts_of_records(prompts) is not None:
+            raise ReftuneError(
+                "the rows choose parts of the adapter by 'subspaces', which vLLM cannot; use the engine transformers"
+            )
         encoded = list(encoded_prompts(prompts, self.tokenizer))
         for start in range(0, len(encoded), AT_ONCE):
             chosen = range(start, min(start + AT_ONCE, len(encoded)))
