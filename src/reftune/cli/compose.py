@@ -81,21 +81,23 @@ def compose(
         ability(source, rule_name=scored, data_dir=data_dir, limit=limit, longest=longest, seed=seed)
         for source, scored, limit in zip((first, second), (first_rule, second_rule), limits, strict=True)
     ]
-    if abilities[0].name == abilities[1].name:
+    one, other = abilities
+    if one.name == other.name:
         for number, own in enumerate(abilities, start=1):
             own.name = f"{own.name} {number}"
     if prompts is None:
-        hold_back(abilities[1], test, seed=seed)
-        asked: list[Any] = [row.asked for row in abilities[1].held]
+        hold_back(other, test, seed=seed)
+        asked: list[Any] = [row.asked for row in other.held]
     else:
-        style = PromptStyle.of_records([row.record for row in abilities[1].rows]) or PromptStyle("prompt")
+        style = PromptStyle.of_records([row.record for row in other.rows]) or PromptStyle("prompt")
         asked = [style.record(p) if isinstance(p, str) else p for p in sample(read_prompts(prompts), test, seed=seed)]
-    check_two(*abilities, rank)
+    check_two(one, other, rank)
     _say_rules(progress, abilities)
     steps = {"learning_rate": learning_rate, "num_train_epochs": epochs, "per_device_train_batch_size": batch_size}
     with TrainingProgress(progress) as callback:
         run = train_parts(
-            *abilities,
+            one,
+            other,
             model=model,
             output=output,
             reft={"r": rank, "layers": layers, "positions": positions},
@@ -108,7 +110,7 @@ def compose(
             on_fill=callback.on_fill,
         )
     with bar(progress, "answers", 4 * len(asked)) as done:
-        found = answer_cases(run, *abilities, asked, max_new_tokens=max_new_tokens, progress=done)
+        found = answer_cases(run, one, other, asked, max_new_tokens=max_new_tokens, progress=done)
     called = shlex.join(["reftune", *sys.argv[1:]])
     page = write_composed(found, output, command=called)
     if as_json:
