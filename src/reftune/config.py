@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import warnings
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -37,6 +38,9 @@ LAYERS_HELP = "'all', an index such as 3 or -1, a fraction such as 0.5, a list o
 Layer = int | float
 Layers = str | Layer | list[Layer]
 
+# Asked for at every call of a model, of every layer.
+_parsed = lru_cache(maxsize=2**10)(parse_positions)
+
 
 @dataclass(frozen=True)
 class ReftGroup:
@@ -61,7 +65,7 @@ class ReftGroup:
     @property
     def spec(self) -> PositionSpec:
         """The positions, parsed."""
-        return parse_positions(self.positions)
+        return _parsed(self.positions) if isinstance(self.positions, str) else parse_positions(self.positions)
 
     @property
     def head(self) -> int | None:

@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -233,6 +233,16 @@ class LowRankIntervention(Intervention):
     @abstractmethod
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
         """[..., r], or [r] where they do not depend on h; before they are multiplied by `scale`."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "linear" not in cls.__dict__ and cls.__dict__.keys() & {"coefficients", "edit", "forward"}:
+            # what it inherits is of another formula
+            cls.linear = LowRankIntervention.linear
+
+    def linear(self, basis: Tensor) -> tuple[Tensor, Tensor] | None:
+        """weight [r, d] and bias [r] if `coefficients` are weight h + bias, in the dtype of `basis`; else None."""
+        return None
 
     def edit(self, h: Tensor, rank_mask: Tensor | None) -> Tensor:
         return self._edit_in(self.basis(), h, rank_mask)

@@ -57,5 +57,8 @@ class Direft(LowRankIntervention):
     def basis(self) -> Tensor:
         return self.W2
 
+    def linear(self, basis: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None if self.activation is not None else (self.W1.to(basis.dtype), self.b.to(basis.dtype))
+
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
         return self.act(F.linear(h, self.W1.to(h.dtype), self.b.to(h.dtype)))

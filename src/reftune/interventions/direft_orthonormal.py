@@ -42,5 +42,8 @@ class DireftOrthonormal(OrthonormalIntervention):
             like_linear_(self.W, d=self.d)
             like_linear_(self.b, d=self.d)
 
+    def linear(self, basis: Tensor) -> tuple[Tensor, Tensor] | None:
+        return None if self.activation is not None else (self.W.to(basis.dtype), self.b.to(basis.dtype))
+
     def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
         return self.act(F.linear(h, self.W.to(h.dtype), self.b.to(h.dtype)))

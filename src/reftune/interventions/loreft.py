@@ -45,11 +45,17 @@ class Loreft(OrthonormalIntervention):
         orthonormal_(self.R)
         start_projection_(self, "W", orthonormal_rows(self.R), init)
 
-    def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
-        if self.options.form == "delta":
-            return F.linear(h, self.dW.to(h.dtype), self.b.to(h.dtype))
-        W, b = self.W.to(h.dtype), self.b.to(h.dtype)
+    def linear(self, basis: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.activation is not None:
-            return self.act(F.linear(h, W, b)) - F.linear(h, basis)
+            return None
+        b = self.b.to(basis.dtype)
+        if self.options.form == "delta":
+            return self.dW.to(basis.dtype), b
         # As one map, with the rows rounded as W is stored, W = R cancels to exactly 0; it is also one product less.
-        return F.linear(h, W - basis.to(self.W.dtype).to(h.dtype), b)
+        return self.W.to(basis.dtype) - basis.to(self.W.dtype).to(basis.dtype), b
+
+    def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
+        linear = self.linear(basis)
+        if linear is not None:
+            return F.linear(h, *linear)
+        return self.act(F.linear(h, self.W.to(h.dtype), self.b.to(h.dtype))) - F.linear(h, basis)

@@ -47,11 +47,17 @@ class Noreft(LowRankIntervention):
     def basis(self) -> Tensor:
         return self.W2
 
-    def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
-        if self.options.form == "delta":
-            return F.linear(h, self.dW.to(h.dtype), self.b.to(h.dtype))
-        W1, b = self.W1.to(h.dtype), self.b.to(h.dtype)
+    def linear(self, basis: Tensor) -> tuple[Tensor, Tensor] | None:
         if self.activation is not None:
-            return self.act(F.linear(h, W1, b)) - F.linear(h, basis)
+            return None
+        b = self.b.to(basis.dtype)
+        if self.options.form == "delta":
+            return self.dW.to(basis.dtype), b
         # As one map, W1 = W2 cancels to exactly 0.
-        return F.linear(h, W1 - basis, b)
+        return self.W1.to(basis.dtype) - basis, b
+
+    def coefficients(self, h: Tensor, basis: Tensor) -> Tensor:
+        linear = self.linear(basis)
+        if linear is not None:
+            return F.linear(h, *linear)
+        return self.act(F.linear(h, self.W1.to(h.dtype), self.b.to(h.dtype))) - F.linear(h, basis)

@@ -1,4 +1,5 @@
-"""The orthonormal rows of all layers in one batched QR per call, instead of one QR per layer.
+"""What all layers need at a call, made at once before its blocks run: their orthonormal rows in one batched QR, and
+without gradients their edits folded.
 
 Must not know: positions beyond whether a call has a prompt, how edits are applied.
 """
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ..interventions import OrthonormalIntervention, orthonormal_rows
 from .context import Frame, Outer
+from .fold import Map, fold, known_map
 from .layer import BASE, ReftLayer
 from .watch import WATCHED
 
@@ -56,13 +58,20 @@ def prepare_bases(stack: nn.Module, args: Any) -> None:
     if state.outer.bases is not None:
         frame.bases = state.outer.bases
     missing: dict[tuple[Any, ...], list[OrthonormalIntervention]] = {}
+    maps: dict[nn.Module, Map] = {}
+    looks = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
     for phi in _needed(stack.__dict__[LAYERS], frame, state.outer):
         # parameters of another class are in pieces over several processes until their block runs
-        if phi not in frame.bases and type(phi.R) is nn.Parameter:
+        if phi in frame.bases or type(phi.R) is not nn.Parameter:
+            continue
+        if looks and (known := known_map(phi)) is not None:
+            maps[phi], frame.bases[phi] = known, known.basis
+        else:
             missing.setdefault((tuple(phi.R.shape), phi.R.dtype, phi.R.device), []).append(phi)
     for phis in missing.values():
         for phi, basis in zip(phis, _rows([phi.R for phi in phis]), strict=True):
             frame.bases[phi] = basis
+    frame.folds.update(fold(stack.__dict__[LAYERS], frame, state.outer, maps))
 
 
 def _rows(raw: list[nn.Parameter]) -> tuple[Tensor, ...] | list[Tensor]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -131,6 +131,8 @@ class Frame:
     """False for a model of pixels or sounds: each row that its blocks pass on is a prompt, whatever its length."""
     bases: dict[nn.Module, Tensor] = field(default_factory=dict)
     """Orthonormal rows of the interventions that need them, as far as they were computed in one batch."""
+    folds: dict[nn.Module, Callable[[Tensor], Tensor | None]] = field(default_factory=dict)
+    """Of sites whose edits are folded for this call: h [B, T, d] → h with the edits, None where that does not fit."""
     slot_cache: dict[PositionSpec, Slots] = field(default_factory=dict)
     pick_cache: dict[str, Pick] = field(default_factory=dict)
     mask_cache: dict[PositionSpec, Tensor] = field(default_factory=dict)

@@ -224,6 +224,10 @@ class ReftLayer(nn.Module, BaseTunerLayer):
         """h [B, T, d] → h with the edits of the active adapters added; h itself if there is nothing to do."""
         if self._disable_adapters:
             return h
+        frame = self.state.frame
+        folded = None if frame is None else frame.folds.get(self)
+        if folded is not None and (edited := folded(h)) is not None:
+            return edited
         frame = self._frame(h)
         if self.pads_right and h.ndim == 3 and frame is not None and h.shape[1] > frame.width:
             # columns that the model itself put behind those of the call
@@ -426,10 +430,9 @@ def _device_and_dtype(host: nn.Module) -> tuple[torch.device, torch.dtype]:
 
 def edit_output(name: str, module: nn.Module, args: Any, output: Any) -> Any:
     """Forward hook: edits what a block, attention or MLP returns, or the first element of a tuple."""
-    layer = module._modules[name]
-    assert isinstance(layer, ReftLayer)
+    layer: Any = module._modules[name]
     if layer.rests:
-        return output
+        return None
     if not isinstance(output, (tuple, list)):
         return layer.edit(output)
     parts = (layer.edit(output[0]), *output[1:])
