@@ -35,7 +35,7 @@ def german(row: Row) -> Made:
     return {"instruction": " ".join(asked[: len(asked) // 2]), "output": " ".join(answered[half:])}
 
 
-def plain(row: Row) -> Row:
+def plain(row: Row) -> dict[str, Any]:
     """An instruction and its answer."""
     return {name: row[name] for name in ("instruction", "input", "output") if row.get(name)}
 
