@@ -94,7 +94,8 @@ def test_open_gates_leave_the_edit_and_closed_ones_the_base() -> None:
         base = logits(model)
     gates = Gates(model)
     set_open(gates, [True] * len(gates.gates))
-    assert torch.equal(logits(model), whole)
+    # with hooks on its parts an edit is not folded, which rounds otherwise
+    torch.testing.assert_close(logits(model), whole, rtol=0, atol=2e-6)
     set_open(gates, [False] * len(gates.gates))
     assert torch.equal(logits(model), base) and not torch.equal(base, whole)
     gates.close()
@@ -122,10 +123,11 @@ def test_the_pruned_adapter_is_what_stands_behind_open_gates(fields: dict[str, A
     wanted = logits(model)
     sizes = sum(gate.parameters for gate, on in zip(gates.gates, open_, strict=True) if on)
     pruned = gates.pruned()
-    assert torch.equal(logits(pruned), wanted)
+    alone = logits(pruned)
+    torch.testing.assert_close(alone, wanted, rtol=0, atol=2e-6)
     assert pruned.get_nb_trainable_parameters()[0] == sizes
     pruned.save_pretrained(str(tmp_path))
-    assert torch.equal(logits(PeftModel.from_pretrained(text_model(), str(tmp_path))), wanted)
+    assert torch.equal(logits(PeftModel.from_pretrained(text_model(), str(tmp_path))), alone)
 
 
 def test_the_penalty_decides_how_much_stays(tmp_path: Path) -> None:
