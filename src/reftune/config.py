@@ -97,7 +97,7 @@ class ReftConfig(PeftConfig):
     h + Rᵀ(Wh + b − Rh).  Raises `ValueError` naming the value and the valid ones when a field is wrong.
     """
 
-    r: int = field(default=4, metadata={"help": "Rank of the edit, at most the width of the hidden state."})
+    r: int = field(default=8, metadata={"help": "Rank of the edit, at most the width of the hidden state."})
     layers: Layers | None = field(
         default=None,
         metadata={"help": f"Blocks to edit: {LAYERS_HELP}. None: all, unless target_modules names modules."},
@@ -107,7 +107,7 @@ class ReftConfig(PeftConfig):
         metadata={"help": f"What is edited: one of {', '.join(COMPONENTS)} (the input of the output projection)."},
     )
     positions: str = field(
-        default="f7+l7",
+        default="prompt",
         metadata={
             "help": "f<p>, l<s>, f<p>+l<s>: the first p, last s prompt tokens; prompt; all; response; g<k>: the first "
             'k generated; p[a:b]: a slice; id(13,30), text("."): by id, by text; + joins, - leaves out.'

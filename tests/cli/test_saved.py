@@ -25,7 +25,7 @@ TOLD: tuple[dict[str, Any], ...] = (
     {},
     {"layers": [1]},
     {"positions": "f2+l1", "tie": "none"},
-    {"tie": "group"},
+    {"positions": "f7+l7", "tie": "group"},
     {"positions": "all"},
     {"component": "attention_output"},
     {"component": "mlp_output"},
@@ -152,7 +152,7 @@ def a_pipe(folder: Path) -> None:
     ],
 )
 def test_what_is_damaged_is_left_to_the_whole_way(tmp_path: Path, damage: Callable[[Path], Any]) -> None:
-    saved_as(tmp_path, "llama", {})
+    saved_as(tmp_path, "llama", {"r": 4, "positions": "f7+l7"})
     assert read_saved(tmp_path) is not None
     damage(tmp_path)
     assert read_saved(tmp_path) is None

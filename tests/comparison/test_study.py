@@ -137,7 +137,7 @@ def test_yaml_numbers_may_be_written_as_people_write_them() -> None:
         "loreft",
         "direft",
         "noreft",
-        "prefill_only",
+        "loreft_published",
         SMALL_LORA,
         {"method": "dora", "config": {"r": 1, "target_modules": ["q_proj"]}},
         {"method": "prefix_tuning", "config": {"num_virtual_tokens": 2}},

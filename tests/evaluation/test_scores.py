@@ -127,7 +127,16 @@ def test_an_interval_is_the_same_for_the_same_seed() -> None:
     assert bootstrap(ACCURACY, pairs, resamples=50) != bootstrap(ACCURACY, pairs, resamples=50, seed=1)
 
 
-@pytest.mark.parametrize("metric", [ACCURACY, MATTHEWS, PEARSON], ids=lambda metric: metric.name)
+@pytest.mark.parametrize("metric", [MATTHEWS, PEARSON], ids=lambda metric: metric.name)
 def test_rows_that_are_all_alike(metric: Metric) -> None:
-    low, high = bootstrap(metric, np.ones((20, 2)), resamples=20)
-    assert low == high == (1.0 if metric is ACCURACY else 0.0)
+    assert bootstrap(metric, np.ones((20, 2)), resamples=20) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize("metric", [ACCURACY, MEAN], ids=lambda metric: metric.name)
+def test_all_right_is_not_sure_to_stay_so(metric: Metric) -> None:
+    """Bounds of Wilson's interval of 20 of 20, and of 0 of 85, from its quadratic |p − share| = 1.96 √(p(1 − p)/n)."""
+    low, high = bootstrap(metric, np.ones((20, 2)))
+    assert high == 1.0 and 1 - low == pytest.approx(1.96 * math.sqrt(low * (1 - low) / 20))
+    low, high = bootstrap(metric, np.array([[0.0, 1.0]] * 85))
+    assert low == 0.0 and high == pytest.approx(1.96 * math.sqrt(high * (1 - high) / 85))
+    assert 0.04 < high < 0.05

@@ -36,7 +36,7 @@ Examples:
     reftune compare recipes/loreft_commonsense.yaml --model my-model
     --data-dir data
 
-Methods: base, loreft, direft, noreft, prefill_only, lora, dora,
+Methods: base, loreft, direft, noreft, loreft_published, lora, dora,
 prefix_tuning, ia3, bitfit, full, head_only. A YAML file can say more: the
 settings of each method, its label, its seeds (docs/evaluation.md).
 

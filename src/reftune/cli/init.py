@@ -33,9 +33,9 @@ Examples:
 """
 SMALL = "HuggingFaceTB/SmolLM2-135M-Instruct"
 ADAPTER = """\
-  r: 4                    # rank of the edit: 1 to 8 do for most tasks; more parameters with each
+  r: 8                    # rank of the edit: 1 to 16 do for most tasks; more parameters with each
   layers: all             # or some: '3;9;18', -1 for the last, 0.5 for the middle
-  positions: {positions:<13}# edited tokens of the prompt: f7+l7 its first and last seven, l1 its last
+  positions: {positions:<13}# edited tokens: all of the prompt; or f7+l7 its first and last seven, l1 its last
 """
 CHAT = """\
 # {name}: an adapter of a chat model, by `reftune train {name}`
@@ -46,7 +46,7 @@ train_on: all             # of conversations: every answer, or the last one only
 max_length: 1024          # tokens of a row; longer prompts are cut from the left
 reft:
 {adapter}training:                 # fields of transformers.TrainingArguments
-  learning_rate: 2e-3     # ten times LoRA's
+  learning_rate: 1e-3     # for a handful of rows more: 4e-3
   num_train_epochs: 3
   per_device_train_batch_size: 8
 """
@@ -59,7 +59,7 @@ split: 0.1                # held back, to score the adapter beside the base mode
 best: true                # keep the epoch with the lowest loss on them
 reft:
 {adapter}training:                 # fields of transformers.TrainingArguments
-  learning_rate: 4e-3
+  learning_rate: 1e-3     # for a handful of rows more: 4e-3
   num_train_epochs: 5
   per_device_train_batch_size: 16
 """
@@ -79,9 +79,9 @@ reft:
 {adapter}"""
 # the text, the positions, the command that trains
 STARTS = {
-    "chat": (CHAT, "f7+l7", "train"),
-    "classification": (CLASSIFICATION, "l1", "train"),
-    "dpo": (DPO, "f7+l7", "trl dpo --config"),
+    "chat": (CHAT, "prompt", "train"),
+    "classification": (CLASSIFICATION, "prompt", "train"),
+    "dpo": (DPO, "prompt", "trl dpo --config"),
 }
 
 

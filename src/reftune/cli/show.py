@@ -53,9 +53,9 @@ def show(
     prompt: Annotated[str | None, typer.Option(help="A prompt to mark the edited tokens of.")] = None,
     prompt_style: StyleOption = None,
     base: Annotated[str | None, typer.Option(help="Base model, in place of the one the adapter names.")] = None,
-    rank: Annotated[int, typer.Option(help="For a model: rank of the configuration.")] = 4,
+    rank: Annotated[int, typer.Option(help="For a model: rank of the configuration.")] = 8,
     layers: Annotated[str, typer.Option(help="For a model: layers of the configuration.")] = "all",
-    positions: Annotated[str, typer.Option(help="For a model: positions of the configuration.")] = "f7+l7",
+    positions: Annotated[str, typer.Option(help="For a model: positions of the configuration.")] = "prompt",
     intervention: Annotated[str, typer.Option(help="For a model: Φ of the configuration.")] = "loreft",
     as_json: JsonFlag = False,
 ) -> None:

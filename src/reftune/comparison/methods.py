@@ -18,6 +18,8 @@ from ..errors import ReftuneError
 
 __all__ = ["METHODS", "Method", "trained_state"]
 
+# What `ReftConfig` and `reftune train` do unless told otherwise; measured in results/recipes.
+OURS: Mapping[str, Any] = {"r": 8, "positions": "prompt"}
 # The recipe for commonsense and arithmetic of the paper (Wu et al. 2024, tables 5 to 8).
 PUBLISHED: Mapping[str, Any] = {"r": 8, "positions": "f7+l7", "init": "paper"}
 # Hu et al. 2023 (LLM-Adapters) have the learning rate 3e-4; rank and modules are as peers compare with.
@@ -35,7 +37,7 @@ class Method:
     """(model, settings, task type of PEFT) → the model to train."""
     config: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the method's configuration."""
-    learning_rate: float = 9e-4
+    learning_rate: float = 1e-3
     trains: bool = True
     config_class: Any = None
     """The class of the configuration; none: there is nothing to set."""
@@ -114,10 +116,12 @@ def base(model: Any, settings: Mapping[str, Any], task_type: str) -> Any:
 
 METHODS: dict[str, Method] = {
     "base": Method("base model", base, trains=False),
-    "loreft": of_peft("LoReFT", ReftConfig, {**PUBLISHED, "intervention": "loreft"}),
-    "direft": of_peft("DiReFT", ReftConfig, {**PUBLISHED, "intervention": "direft"}),
-    "noreft": of_peft("NoReFT", ReftConfig, {**PUBLISHED, "intervention": "noreft"}),
-    "prefill_only": of_peft("prefill-only LoReFT", ReftConfig, {**PUBLISHED, "positions": "prompt"}),
+    "loreft": of_peft("LoReFT", ReftConfig, {**OURS, "intervention": "loreft"}),
+    "direft": of_peft("DiReFT", ReftConfig, {**OURS, "intervention": "direft"}),
+    "noreft": of_peft("NoReFT", ReftConfig, {**OURS, "intervention": "noreft"}),
+    "loreft_published": of_peft(
+        "LoReFT as published", ReftConfig, {**PUBLISHED, "intervention": "loreft"}, learning_rate=9e-4
+    ),
     "lora": of_peft("LoRA", peft.LoraConfig, LORA, learning_rate=3e-4),
     "dora": of_peft("DoRA", peft.LoraConfig, {**LORA, "use_dora": True}, learning_rate=3e-4),
     "prefix_tuning": of_peft("prefix tuning", peft.PrefixTuningConfig, {"num_virtual_tokens": 16}, learning_rate=1e-2),

@@ -22,7 +22,7 @@ __all__ = ["KINDS", "Run", "StudyConfig", "runs_of"]
 # Results of another version are not taken for results of this one.
 VERSION = 1
 KINDS = ("text", "classes")
-DEFAULT_METHODS = ("base", "loreft", "direft", "noreft", "prefill_only", "lora", "dora", "prefix_tuning", "ia3")
+DEFAULT_METHODS = ("base", "loreft", "direft", "noreft", "loreft_published", "lora", "dora", "prefix_tuning", "ia3")
 
 
 @dataclass

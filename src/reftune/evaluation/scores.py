@@ -63,8 +63,13 @@ WORD_F1 = Metric("word F1", mean)
 def bootstrap(metric: Metric, pairs: np.ndarray, *, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
     """95 % interval of a score: 2.5 and 97.5 percentiles over rows drawn again with replacement (Efron 1979).
 
-    `pairs` is [rows, 2]: answer and reference of each row.
+    `pairs` is [rows, 2]: answer and reference of each row.  Where all answers are right, or all are wrong, drawing
+    again says nothing, and the interval of a share is Wilson's (1927): up to z² / (rows + z²) away, z = 1.96.
     """
+    score = metric.of(*pairs.T)
+    if metric.of in (accuracy, mean) and score in (0.0, 1.0):
+        rows, far = len(pairs), 1.96**2
+        return (0.0, far / (rows + far)) if score == 0 else (rows / (rows + far), 1.0)
     rng = np.random.default_rng(seed)
     count = len(pairs)
     scores = [metric.of(*pairs[rng.integers(0, count, count)].T) for _ in range(resamples)]

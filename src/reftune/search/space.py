@@ -74,7 +74,8 @@ class Space:
         for name in ("intervention", "r", "positions", "tie", "dropout"):
             for value in getattr(self, name):
                 try:
-                    ReftConfig(**{name: value})
+                    # ties are of positions with a prefix and a suffix
+                    ReftConfig(**{"positions": "f1+l1", name: value})
                 except (ValueError, TypeError) as error:
                     raise ReftuneError(f"space: {error}") from error
 

@@ -42,7 +42,7 @@ OVERWRITTEN = ".overwritten."
 # enough for two digits, and a small part of the time that training on many more took
 FINAL_LOSS_ROWS = 512
 TRAINING_DEFAULTS: dict[str, Any] = {
-    "learning_rate": 9e-4,
+    "learning_rate": 1e-3,
     "num_train_epochs": 3,
     "per_device_train_batch_size": 8,
     "lr_scheduler_type": "linear",

@@ -17,7 +17,7 @@ METHODS: tuple[tuple[str, str, int, float, float, float], ...] = (
     ("loreft", "LoReFT l1 r4, reuse", 138_360, 0.84, 17.5, 1.5),
     ("direft", "DiReFT", 276_720, 0.82, 40.0, 1.2),
     ("noreft", "NoReFT", 276_720, 0.80, 40.5, 1.1),
-    ("prefill_only", "prefill-only LoReFT", 276_720, 0.88, 44.0, 1.6),
+    ("loreft_published", "LoReFT as published", 276_720, 0.88, 44.0, 1.6),
     ("lora", "LoRA r 8", 2_442_240, 0.87, 58.0, 1.5),
     ("lora", "LoRA at LoReFT's parameter count", 276_480, 0.83, 54.0, 1.2),
     ("dora", "DoRA", 2_564_000, 0.87, 93.0, 1.5),
