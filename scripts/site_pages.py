@@ -20,10 +20,8 @@ from html import escape
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, get_args
 
-import typer.main
-
 import reftune
-from reftune.cli.app import app
+from reftune.cli.app import VERBS
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "src/reftune"
@@ -114,8 +112,7 @@ def options_page() -> str:
         "# Every option\n",
         "What `--help` of each command says. [Command line](../cli.md) has examples, and what each prints.\n",
     ]
-    commands: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    for verb, command in commands.items():
+    for verb, command in ((name, found.command) for name, found in VERBS.items()):
         first = (command.help or "").strip().split("\n\n")[0].split("Examples:")[0]
         rows = [_option_row(parameter) for parameter in command.params if not parameter.hidden]
         parts += [f"## reftune {verb}\n", " ".join(first.split()) + "\n", "| | | default |", "|---|---|---|", *rows, ""]

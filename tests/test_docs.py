@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 
 import pytest
 import transformers
-import typer
 import yaml
 from peft import PeftConfig
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -35,7 +34,7 @@ from typer.testing import CliRunner
 
 import reftune
 from reftune import INTERVENTIONS, ReftConfig
-from reftune.cli.app import app
+from reftune.cli.app import VERBS, app
 from reftune.comparison.report.results import read_results
 from reftune.comparison.report.summary import method_rows
 from reftune.comparison.report.tables import main_table
@@ -131,7 +130,7 @@ def inline(document: Path, program: str) -> list[list[str]]:
 
 
 def verbs() -> dict[str, Any]:
-    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    return {name: verb.command for name, verb in VERBS.items()}
 
 
 def name_of(document: Any) -> str:

@@ -31,14 +31,17 @@ def test_each_help_has_an_example_that_is_not_broken(reftune: Command, command: 
     assert outcome.code == 0
     assert "--json" in outcome.out
     assert "Examples:" in outcome.out
-    for line in application.app.registered_commands:
-        if line.name == command:
-            document = line.callback.__doc__ or ""
-            examples = [text.strip() for text in document.splitlines() if text.startswith("    ")]
-            assert examples
-            # as it stands, ready to be copied
-            assert all(example in outcome.out for example in examples)
-            assert all(len(text) <= 78 for text in document.splitlines())
+    document = application.VERBS[command].command.callback.__doc__ or ""
+    examples = [text.strip() for text in document.splitlines() if text.startswith("    ")]
+    assert examples
+    # as it stands, ready to be copied
+    assert all(example in outcome.out for example in examples)
+    assert all(len(text) <= 78 for text in document.splitlines())
+
+
+@pytest.mark.parametrize("verb", application.VERBS.values(), ids=lambda verb: verb.name)
+def test_the_list_says_what_the_verb_itself_says_first(verb: application.Verb) -> None:
+    assert verb.command.get_short_help_str(200).split(" `")[0] == verb.summary
 
 
 def test_version(reftune: Command) -> None:

@@ -14,11 +14,10 @@ import pytest
 from peft import get_peft_model
 
 from reftune import ReftConfig
-from reftune.cli.app import app
+from reftune.cli.app import VERBS
 from reftune.models import save_adapter
 from tests.models import tiny_model
 
-VERBS = [command.name for command in app.registered_commands]
 # the harness's help is the harness's
 HELPS = [[verb, "--help"] for verb in VERBS if verb != "lm-eval"]
 WRONG = (["fly"], ["--fly"], ["train", "--fly"], ["train", "--rank", "two"], ["show"], ["judge", "x"])
@@ -75,6 +74,14 @@ def test_help_version_and_wrong_usage_load_no_torch() -> None:
     codes, heavy = begun(["--help"], ["--version"], [], *HELPS, *WRONG)
     assert codes == [0, 0, 2, *(0 for _ in HELPS), *(2 for _ in WRONG)]
     assert heavy == []
+
+
+def test_the_list_of_verbs_imports_none_of_them() -> None:
+    program = (
+        "import sys; sys.argv = ['reftune', '--help']\nfrom reftune_command import main\ntry:\n    main()\n"
+        "except SystemExit:\n    print(*(name for name in sys.modules if name.startswith(('reftune.cli.', 'numpy'))))"
+    )
+    assert set(run(program).splitlines()[-1].split()) == {"reftune.cli.app", "reftune.cli.output"}
 
 
 def test_an_adapter_is_shown_without_torch(tmp_path: Path) -> None:
