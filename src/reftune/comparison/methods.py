@@ -122,6 +122,9 @@ METHODS: dict[str, Method] = {
     "loreft_published": of_peft(
         "LoReFT as published", ReftConfig, {**PUBLISHED, "intervention": "loreft"}, learning_rate=9e-4
     ),
+    "prefill_only": of_peft(
+        "prefill-only LoReFT", ReftConfig, {**PUBLISHED, "positions": "prompt"}, learning_rate=9e-4
+    ),
     "lora": of_peft("LoRA", peft.LoraConfig, LORA, learning_rate=3e-4),
     "dora": of_peft("DoRA", peft.LoraConfig, {**LORA, "use_dora": True}, learning_rate=3e-4),
     "prefix_tuning": of_peft("prefix tuning", peft.PrefixTuningConfig, {"num_virtual_tokens": 16}, learning_rate=1e-2),
