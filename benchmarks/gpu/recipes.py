@@ -239,7 +239,7 @@ class Stages:
         # what has been tried so far says more when every rate is complete before the next
         in_order = sorted([*first, *loras], key=lambda choice: RATES.index(choice.rate))
         one = self.narrowed("1-starts", "starts and positions at rank 8", in_order)
-        published = {"method": "loreft", "label": "LoReFT as published"}
+        published = {"method": "loreft_published", "label": "LoReFT as published"}
         known = self.test("5-published", [published])
         self.runner.add(one, 0)
         self.runner.add(known, 5)
