@@ -34,7 +34,7 @@ from reftune.reporting.machine import hardware, versions
 
 RATES = (3e-4, 1e-3, 3e-3)
 SEEDS = (42, 43, 44)
-HELD_OUT = 1000
+HELD_OUT = 500
 TASK = "FEATURE_EXTRACTION"
 METHODS: dict[str, Any] = {
     "LoReFT r 8, all tokens": lambda: ReftConfig(r=8, positions="all", task_type=TASK),
@@ -88,20 +88,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("REFTUNE_DATA"))
     parser.add_argument("--epochs", type=float, default=1)
+    parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--folder", default="embeddings-out", help="Of the trainer, which saves nothing.")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     train, test = rows("train", given.data_dir).shuffle(seed=0), rows("dev", given.data_dir)
-    held_out, rest = train.select(range(HELD_OUT)), train.select(range(HELD_OUT, len(train)))
+    held_out, train = train.select(range(HELD_OUT)), train.select(range(HELD_OUT, HELD_OUT + given.rows))
     base = SentenceTransformer(resolve_model("minilm"), device="cpu")
     found: dict[str, Any] = {"base": {"score": spearman(base, test)}}
     print(f"base: {found['base']['score']:.2f}", flush=True)
     for method in METHODS:
         chosen = {}
         for rate in RATES:
-            chosen[rate] = spearman(trained(method, rate, SEEDS[0], rest, given)[0], held_out)
+            chosen[rate] = spearman(trained(method, rate, SEEDS[0], train, given)[0], held_out)
             print(f"{method}, {rate=}: {chosen[rate]:.2f} on held-out rows", flush=True)
         rate = max(chosen, key=lambda one: chosen[one])
         runs = []
@@ -118,7 +119,7 @@ def main() -> None:
             "runs": runs,
         }
         print(f"{method}: {np.mean(scores):.2f} ± {np.std(scores, ddof=1):.2f}, {rate=}, {parameters=}", flush=True)
-        stamp = {"epochs": given.epochs, "hardware": hardware(), "versions": versions()}
+        stamp = {"epochs": given.epochs, "rows": given.rows, "hardware": hardware(), "versions": versions()}
         given.output.write_text(json.dumps({**stamp, "found": found}, indent=1) + "\n", encoding="utf-8")
 
 
