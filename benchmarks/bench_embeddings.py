@@ -32,7 +32,7 @@ from reftune import ReftConfig
 from reftune.models import resolve_model
 from reftune.reporting.machine import hardware, versions
 
-RATES = (3e-4, 1e-3, 3e-3)
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (42, 43, 44)
 HELD_OUT = 500
 TASK = "FEATURE_EXTRACTION"
