@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -108,6 +108,59 @@ def test_mixed_batches(edits: list[int]) -> None:
     assert edits[-1] == DEPTH
     with unfolded():
         assert torch.equal(folded, model.generate(**arguments, adapter_names=names))
+
+
+def test_a_map_that_edits_nothing_beside_one_in_two_chunks() -> None:
+    model = adapted(depth=DEPTH, layers="all", positions="f1+l1", tie="group")
+    wide = ReftConfig(task_type="CAUSAL_LM", init="random", layers="all", positions="f9", r=4)
+    model.add_adapter("wide", wide)
+    # a prompt of one token has no first beside the last, and nine tokens are a chunk of eight and one of one
+    one = (torch.arange(11) >= 10).long()
+    arguments = {"input_ids": IDS[:2], "attention_mask": torch.stack([one, torch.ones_like(one)])}
+    with torch.no_grad():
+        found = model.eval()(**arguments, adapter_names=["default", "wide"]).logits
+        with unfolded():
+            plain = model(**arguments, adapter_names=["default", "wide"]).logits
+    torch.testing.assert_close(found, plain)
+
+
+SCOPES: dict[str, dict[str, Any]] = {
+    "prompt": {"positions": "prompt"},
+    "all": {"positions": "all"},
+    "response": {"positions": "response", "layers": [0, 2]},
+    "terms": {"positions": "p[1:3]+g3-id(4,5,6,7)", "tie": "none"},
+}
+
+
+@pytest.mark.parametrize("others", [{}, {"form": "delta", "alpha": 2.0}, {"intervention": "red"}], ids=str)
+def test_scopes_and_terms_of_mixed_batches(edits: list[int], others: dict[str, Any]) -> None:
+    """Also of a Φ that is not folded, which takes its rows alone."""
+    model = adapted(depth=DEPTH, layers="all", positions="f1+l2")
+    for name, fields in SCOPES.items():
+        own: dict[str, Any] = {"layers": "all", "init": "random", **fields, **others}
+        model.add_adapter(name, ReftConfig(task_type="CAUSAL_LM", **own))
+    model.eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith((".s", ".b")) and "intervention_" in name:
+                parameter.add_(torch.randn_like(parameter))
+    for names in (["prompt", "default", BASE, "all"], ["response", "terms", "prompt", "prompt"]):
+        given = {"adapter_names": names, "strength": [1, 0.5, 1, -1], "prompt_length": [5, 8, 2, 10]}
+        found, plain = both(model, **given)
+        torch.testing.assert_close(found, plain)
+        assert edits[-1] == (DEPTH if "intervention" not in others else 0)
+        for row, name in enumerate(names):
+            model.set_adapter(name if name != BASE else "default")
+            alone = {name: [value[row]] for name, value in given.items() if name != "adapter_names"}
+            arguments = {"input_ids": IDS[row : row + 1], "attention_mask": MASK[row : row + 1], **alone}
+            with torch.no_grad(), unfolded(), model.disable_adapter() if name == BASE else nullcontext():
+                wanted = model(**arguments).logits
+            kept = MASK[row].bool()
+            torch.testing.assert_close(found[row, kept], wanted[0, kept])
+        arguments = {"input_ids": IDS, "attention_mask": MASK, "max_new_tokens": 5, "do_sample": False}
+        folded = model.generate(**arguments, adapter_names=names)
+        with unfolded():
+            assert torch.equal(folded, model.generate(**arguments, adapter_names=names))
 
 
 @pytest.mark.parametrize("name", ["R", "W", "b"])

@@ -1,8 +1,9 @@
 """The edits of a call without gradients, as one affine map a site: a few products, and no call of a module.
 
 Made anew for each call of a stack, so that nothing can be stale; what does not fit is left to `ReftLayer`, which says
-what an edit is: other positions than spans, Φ that are not linear or that have hooks, subspaces, compiled code, GPUs
-(to look which slots are valid would be to wait for one).
+what an edit is: Φ that are not linear or that have hooks, subspaces, compiled code, GPUs (to look which slots are valid
+would be to wait for one), and positions other than spans where all rows have the same adapters, which it edits without
+gathering tokens.
 
 Must not know: how prompts are found.
 """
@@ -30,6 +31,7 @@ __all__ = ["fold", "known_map"]
 SHORT = 8
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 FIRST_ROW = torch.zeros(1, 1, dtype=torch.long)
+NO_TOKENS = torch.zeros(0, dtype=torch.long)
 
 
 class Map(NamedTuple):
@@ -96,6 +98,15 @@ def folded(shape: tuple[int, int, int], plan: Plan, weight: Tensor, bias: Tensor
     return edit
 
 
+def unchanged(shape: tuple[int, int, int]) -> Edit:
+    """Of a site where a call edits nothing: h [B, T, d] ↦ h."""
+
+    def edit(h: Tensor) -> Tensor | None:
+        return h if h.shape == shape and not torch.is_grad_enabled() else None
+
+    return edit
+
+
 def fold(layers: Sequence[ReftLayer], frame: Frame, outer: Outer, maps: dict[nn.Module, Map]) -> dict[nn.Module, Edit]:
     """The edits of a call at those of the sites where they can be folded; `maps` are known already."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
@@ -105,6 +116,7 @@ def fold(layers: Sequence[ReftLayer], frame: Frame, outer: Outer, maps: dict[nn.
     rows = rows_of_adapters(frame, outer)
     if rows is None or (outer.strength is not None and frame.batch % len(outer.strength)):
         return {}
+    folds: dict[nn.Module, Edit] = {}
     # sites where the same slots are edited have one plan, and their maps are stacked together
     alike: dict[Hashable, dict[ReftLayer, list[Piece]]] = {}
     for layer in layers:
@@ -112,18 +124,21 @@ def fold(layers: Sequence[ReftLayer], frame: Frame, outer: Outer, maps: dict[nn.
         if pieces:
             key = (layer.width, pieces[0].map.weight.dtype, *(one[:1] + one[3:5] for one in pieces))
             alike.setdefault(key, {})[layer] = pieces
-    folds: dict[nn.Module, Edit] = {}
+        elif pieces is not None:
+            folds[layer] = unchanged((frame.batch, frame.width, layer.width))
     for here in alike.values():
         first, pieces = next(iter(here.items()))
+        shape = (frame.batch, frame.width, first.width)
         try:
             plan = _plan(pieces, frame, outer, rows)
         except PositionError:
             # it is raised again where the edit is made
             continue
-        if plan is not None:
-            shape = (frame.batch, frame.width, first.width)
-            stacked = zip(*_stacked([[one.map for one in pieces] for pieces in here.values()]), strict=True)
-            folds.update((layer, folded(shape, plan, *maps)) for layer, maps in zip(here, stacked, strict=True))
+        if plan is None:
+            folds.update(dict.fromkeys(here, unchanged(shape)))
+            continue
+        stacked = zip(*_stacked([[one.map for one in pieces] for pieces in here.values()]), strict=True)
+        folds.update((layer, folded(shape, plan, *maps)) for layer, maps in zip(here, stacked, strict=True))
     return folds
 
 
@@ -146,14 +161,22 @@ def _pieces(
     """Every Φ that edits here, and where; None if not all can be folded."""
     pieces = []
     for work in _works(layer, outer, rows):
-        if work is None or work.scopes or work.terms:
+        if work is None or (outer.adapter_names is None and (work.scopes or work.terms)):
             return None
-        for adapter, unit, name in work.spans:
+        for adapter, unit, name in (*work.spans, *_named(work)):
+            if frame.is_past(unit.group.spec):
+                continue
             found = _map(layer.phi(adapter, unit), frame, maps)
             if found is None or layer._rank_mask(unit, FIRST_ROW, frame.batch) is not None:
                 return None
             pieces.append(Piece(adapter, work.joint, unit, name, layer.strengths.get(adapter, 1.0), found))
-    return pieces if len({one.map.weight.dtype for one in pieces}) == 1 else None
+    return pieces if len({one.map.weight.dtype for one in pieces}) < 2 else None
+
+
+def _named(work: Work) -> Iterator[tuple[str, Unit, str]]:
+    """Adapter and Φ of other positions than spans, with a name for its tokens."""
+    for adapter, unit in (*work.scopes, *work.terms):
+        yield adapter, unit, f"{unit.group.spec}[{unit.part.start}] by {unit.group.tie} of {work.joint}"
 
 
 def _works(layer: ReftLayer, outer: Outer, rows: dict[str, Tensor]) -> Iterator[Work | None]:
@@ -219,20 +242,33 @@ def _plan(pieces: Sequence[Piece], frame: Frame, outer: Outer, rows: dict[str, T
     chunks = [(slot, chunk) for slot, tokens in enumerate(found) if len(tokens) for chunk in tokens.split(size)]
     padded = pad_sequence([chunk for _, chunk in chunks], batch_first=True, padding_value=-1)
     tokens = torch.where(padded < 0, padded[:, :1], padded)
-    slots = torch.tensor([slot for slot, _ in chunks])
+    numbers = [slot for slot, _ in chunks]
+    slots = torch.tensor(numbers)
     own = torch.tensor([one.strength for one in pieces], dtype=torch.float64)
     scale = own[slots][:, None] * (padded >= 0)
     if outer.strength is not None:
         scale = scale * outer.strength.repeat_interleave(frame.batch // len(outer.strength))[tokens // frame.width]
-    in_order = len(chunks) == len(pieces)
+    in_order = numbers == list(range(len(pieces)))
     return Plan(tokens, None if in_order else slots, None if bool((scale == 1).all()) else scale[..., None].float())
 
 
 def _tokens(piece: Piece, frame: Frame, rows: Tensor | None) -> Tensor:
     """[M] of a Φ, counted through all rows of the call; `rows` are the adapter's, None: all."""
-    at = frame.pick(piece.joint, piece.unit.group.spec, piece.unit.part, piece.name, torch.device("cpu"))
+    group, cpu = piece.unit.group, torch.device("cpu")
+    if group.spec.scope == "terms":
+        hits = frame.hits(group.spec, group.tie, piece.joint, piece.unit.part.start, cpu)
+        numbers = NO_TOKENS if hits is None or hits[1] is None else hits[1][:, 0]
+        return numbers if rows is None else numbers[torch.isin(numbers // frame.width, rows)]
+    if group.spec.scope != "span":
+        every = torch.ones(frame.batch, frame.width, dtype=torch.bool)
+        mask = every if group.spec.scope == "all" else frame.mask(group.spec, cpu)
+        if mask is None:
+            return NO_TOKENS
+        own = mask if rows is None else mask & torch.isin(torch.arange(frame.batch), rows)[:, None]
+        return own.flatten().nonzero()[:, 0]
+    at = frame.pick(piece.joint, group.spec, piece.unit.part, piece.name, cpu)
     if at is None:
-        return torch.zeros(0, dtype=torch.long)
+        return NO_TOKENS
     if rows is None and at.valid is None:
         return at.tokens.flatten()
     keep = torch.ones(at.tokens.shape, dtype=torch.bool) if at.valid is None else at.valid[..., 0]

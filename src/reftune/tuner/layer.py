@@ -328,17 +328,17 @@ class ReftLayer(nn.Module, BaseTunerLayer):
             keep = required_frame(frame, unit.group.spec, h).mask(unit.group.spec, h.device)
             if keep is None:
                 return edited
-        every_row = torch.arange(h.shape[0], device=h.device)
-        mask = self._rank_mask(unit, every_row[:, None], h.shape[0])
-        delta = self._delta(frame, adapter, unit, h, mask)
-        if rows is not None:
-            of_rows = torch.isin(every_row, rows)[:, None]
-            keep = of_rows if keep is None else keep & of_rows
+        # of a mixed batch the adapter's rows alone: each adapter takes what its rows take
+        at = torch.arange(h.shape[0], device=h.device) if rows is None else rows
+        h_NTD, keep = (h, keep) if rows is None else (h[rows], None if keep is None else keep[rows])
+        delta = self._delta(frame, adapter, unit, h_NTD, self._rank_mask(unit, at[:, None], h.shape[0]))
         if keep is not None:
             delta = torch.where(keep[..., None], delta, 0)
-        delta = turned(delta, self.strengths.get(adapter), self.state.outer, every_row[:, None], h.shape[0])
-        self._tell(h, delta, None, None if keep is None else keep[..., None].expand(*h.shape[:2], 1))
-        return edited + delta.to(h.dtype)
+        delta = turned(delta, self.strengths.get(adapter), self.state.outer, at[:, None], h.shape[0])
+        tokens = None if rows is None else rows[:, None] * h.shape[1] + torch.arange(h.shape[1], device=h.device)
+        self._tell(h_NTD, delta, tokens, None if keep is None else keep[..., None])
+        delta = delta.to(h.dtype)
+        return edited + delta if rows is None else edited.index_add(0, rows, delta)
 
     def _apply_terms(
         self,
