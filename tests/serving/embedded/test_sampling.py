@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reftune.serving.embedded.sampling import RowSampler, SamplingOptions, sample
+from reftune.serving.embedded.sampling import RowSampler, SamplingOptions, cut_unlikely, sample
 
 VOCABULARY = 12
 
@@ -57,6 +57,25 @@ def test_cuts_leave_what_they_should(options: dict[str, Any]) -> None:
     assert 1 <= len(kept) < VOCABULARY
     # each kept token has a probability of at least 1 %, so 2000 draws miss none
     assert set(draws(options, 2000)) == kept
+
+
+def test_a_look_at_the_most_probable_tokens_cuts_as_one_at_all() -> None:
+    """Also where many are equally probable, and where those that stay are more than were looked at."""
+    seen = set()
+    options = [
+        SamplingOptions(top_p=top_p, top_k=top_k, min_p=min_p)
+        for top_p in (0.2, 0.7, 0.95, 1.0)
+        for top_k in (0, 2, 7)
+        for min_p in (0, 0.05, 0.4)
+    ]
+    for seed in range(20):
+        values = logits(seed, rows=len(options))
+        values = (2 * values).round() / 2 if seed % 2 else values
+        whole = cut_unlikely(values, options, VOCABULARY)
+        assert torch.equal(cut_unlikely(values, options, 4), whole)
+        assert torch.equal(whole == -torch.inf, whole != values)
+        seen |= set((whole > -torch.inf).sum(-1).tolist())
+    assert seen >= {1, 2, 3, 4, 5, VOCABULARY}
 
 
 def test_penalties_and_biases() -> None:

@@ -16,10 +16,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-__all__ = ["Choice", "RowSampler", "SamplingOptions", "sample"]
+__all__ = ["Choice", "RowSampler", "SamplingOptions", "cut_unlikely", "sample"]
 
 SMALLEST_TEMPERATURE = 1e-5
 SEED_RANGE = 1 << 63
+# Of so many of the most probable tokens it is looked first which can be drawn.
+HEAD = 256
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def _draw(logits_NV: Tensor, rows: Sequence[RowSampler]) -> list[int]:
     # only rows that ask for it: what a row draws must not depend on what others ask for
     cut = [i for i, row in enumerate(rows) if row.options.cuts]
     if cut:
-        scaled[cut] = _cut(scaled[cut], [rows[i].options for i in cut])
+        scaled[cut] = cut_unlikely(scaled[cut], [rows[i].options for i in cut])
     # float64: a sum over a vocabulary must end at 1
     ends = torch.softmax(scaled.double(), -1).cumsum(-1)
     total = ends[:, -1:]
@@ -144,20 +146,55 @@ def _draw(logits_NV: Tensor, rows: Sequence[RowSampler]) -> list[int]:
     return torch.searchsorted(ends, at, right=True)[:, 0].tolist()
 
 
-def _cut(scaled_NV: Tensor, options: Sequence[SamplingOptions]) -> Tensor:
-    """−∞ for the tokens that min_p, top_k or top_p leave out; the most probable token always stays."""
-    device, vocabulary = scaled_NV.device, scaled_NV.shape[-1]
-    values, order = torch.sort(scaled_NV, dim=-1, descending=True, stable=True)
+def cut_unlikely(scaled_NV: Tensor, options: Sequence[SamplingOptions], head: int = HEAD) -> Tensor:
+    """−∞ for the tokens that min_p, top_k or top_p leave out; the most probable token always stays.
+
+    What stays is the beginning of the tokens by their probability, mostly within the first `head` of them: to sort all
+    of a vocabulary takes longer than a layer of the model.  Of equally probable tokens the first ones stay.
+    """
+    size = min(head, scaled_NV.shape[-1])
+    values, order = _first(scaled_NV, size)
+    keep, known = _kept(values, scaled_NV, options)
+    found = torch.full_like(scaled_NV, -torch.inf).scatter_(-1, order, values.masked_fill(~keep, -torch.inf))
+    open_ = (~known).nonzero()[:, 0].tolist()
+    if open_:
+        found[open_] = cut_unlikely(scaled_NV[open_], [options[i] for i in open_], scaled_NV.shape[-1])
+    return found
+
+
+def _first(scaled_NV: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The `size` highest values of each row, descending, and where they are: of equal ones the first first."""
+    if size == scaled_NV.shape[-1]:
+        return torch.sort(scaled_NV, dim=-1, descending=True, stable=True)
+    at = scaled_NV.topk(size, -1, sorted=False).indices.sort(-1).values
+    values, order = torch.sort(scaled_NV.gather(-1, at), dim=-1, descending=True, stable=True)
+    return values, at.gather(-1, order)
+
+
+def _kept(values_NK: Tensor, scaled_NV: Tensor, options: Sequence[SamplingOptions]) -> tuple[Tensor, Tensor]:
+    """[N, K] which of the highest values stay, and [N] whether that is known: no other value of the row can stay."""
+    device, size = values_NK.device, values_NK.shape[-1]
+    is_whole = size == scaled_NV.shape[-1]
     min_p = torch.tensor([[o.min_p] for o in options], device=device)
-    values = values.masked_fill(values < values[:, :1] + min_p.log(), -torch.inf)
-    rank = torch.arange(vocabulary, device=device)
-    top_k = torch.tensor([[o.top_k or vocabulary] for o in options], device=device)
-    values = values.masked_fill(rank >= top_k, -torch.inf)
-    probabilities = torch.softmax(values.double(), -1)
-    before = probabilities.cumsum(-1) - probabilities
+    top_k = torch.tensor([[o.top_k or scaled_NV.shape[-1]] for o in options], device=device)
     top_p = torch.tensor([[o.top_p] for o in options], device=device, dtype=torch.float64)
-    values = values.masked_fill((before >= top_p) & (rank > 0) & (top_p < 1), -torch.inf)
-    return torch.empty_like(values).scatter_(-1, order, values)
+    highest = values_NK[:, :1]
+    rank = torch.arange(size, device=device)
+    left = ~(values_NK < highest + min_p.log()) & (rank < top_k)
+    weights = (values_NK.double() - highest.double()).exp().where(left, 0)
+    total = weights.sum(-1, keepdim=True)
+    known = ~left.all(-1)
+    if not is_whole:
+        # where neither min_p nor top_k leave out anything, top_p is of the whole row
+        whole = known.logical_not() & torch.tensor([not o.min_p and not o.top_k for o in options], device=device)
+        at = whole.nonzero()[:, 0]
+        total[at] = (scaled_NV[at] - highest[at]).double().exp().sum(-1, keepdim=True)
+        known = known | whole
+    before = (weights.cumsum(-1) - weights) / total
+    keep = left & ((before < top_p) | (rank == 0) | (top_p >= 1))
+    last = values_NK.masked_fill(~keep, torch.inf).amin(-1)
+    # of values as high as the lowest some may lie beyond
+    return keep, (known & (last > values_NK[:, -1])) | is_whole
 
 
 def _reported(logprobs_V: Tensor, token: int, count: int) -> Choice:
