@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..interventions import OrthonormalIntervention, orthonormal_rows
 from .context import Frame, Outer
-from .fold import Map, fold, known_map
+from .fold import Map, fold, known_groups, known_map
 from .layer import BASE, ReftLayer
 from .watch import WATCHED
 
@@ -60,7 +60,8 @@ def prepare_bases(stack: nn.Module, args: Any) -> None:
     missing: dict[tuple[Any, ...], list[OrthonormalIntervention]] = {}
     maps: dict[nn.Module, Map] = {}
     looks = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    for phi in _needed(stack.__dict__[LAYERS], frame, state.outer):
+    layers = stack.__dict__[LAYERS]
+    for phi in () if known_groups(layers, frame, state.outer) is not None else _needed(layers, frame, state.outer):
         # parameters of another class are in pieces over several processes until their block runs
         if phi in frame.bases or type(phi.R) is not nn.Parameter:
             continue
@@ -71,7 +72,7 @@ def prepare_bases(stack: nn.Module, args: Any) -> None:
     for phis in missing.values():
         for phi, basis in zip(phis, _rows([phi.R for phi in phis]), strict=True):
             frame.bases[phi] = basis
-    frame.folds.update(fold(stack.__dict__[LAYERS], frame, state.outer, maps))
+    frame.folds.update(fold(layers, frame, state.outer, maps))
 
 
 def _rows(raw: list[nn.Parameter]) -> tuple[Tensor, ...] | list[Tensor]:

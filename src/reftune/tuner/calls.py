@@ -61,7 +61,7 @@ def generate_with_prompts(root: nn.Module, state: CallState, *args: Any, **kwarg
         # drafts of a model that is its own assistant: the prompts are those of the generation around it
         return type(root).generate(root, *args, **kwargs)  # type: ignore[attr-defined]
     state.calls.clear()
-    known: dict[str, Any] = {"generating": True, "bases": {}, "progress": Progress()}
+    known: dict[str, Any] = {"generating": True, "bases": {}, "steps": {}, "progress": Progress()}
     if subspaces is not None:
         known["subspaces"] = subspaces
     if strength is not None:

@@ -415,6 +415,8 @@ class Outer:
     progress: Progress | None = None
     bases: dict[nn.Module, Tensor] | None = None
     """Shared by several calls between which no parameter changes; None where there are none such."""
+    steps: dict[Any, Any] | None = None
+    """What the steps of a generation share of their edits, for `fold`; None outside of one."""
     meter: Meter | None = None
     """What is told of every edit, if anything is."""
 

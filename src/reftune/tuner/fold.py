@@ -11,6 +11,7 @@ Must not know: how prompts are found.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -25,7 +26,7 @@ from ..positions import PositionSpec
 from .context import Frame, Outer
 from .layer import BASE, ReftLayer, Unit, Work
 
-__all__ = ["fold", "known_map"]
+__all__ = ["fold", "known_groups", "known_map"]
 
 # A chunk has at least so many tokens, as each has its maps read anew.
 SHORT = 8
@@ -56,6 +57,16 @@ class Piece(NamedTuple):
     """Of its slots, as `Frame.pick` keeps them."""
     strength: float
     map: Map
+
+
+@dataclass
+class Group:
+    """Sites where the same slots are edited: they have one plan, and their maps are stacked together."""
+
+    layers: list[ReftLayer]
+    pieces: list[list[Piece]]
+    """Of each of the sites."""
+    stacked: list[tuple[Tensor, ...]] | None = None
 
 
 class Plan(NamedTuple):
@@ -117,29 +128,47 @@ def fold(layers: Sequence[ReftLayer], frame: Frame, outer: Outer, maps: dict[nn.
     if rows is None or (outer.strength is not None and frame.batch % len(outer.strength)):
         return {}
     folds: dict[nn.Module, Edit] = {}
-    # sites where the same slots are edited have one plan, and their maps are stacked together
-    alike: dict[Hashable, dict[ReftLayer, list[Piece]]] = {}
-    for layer in layers:
-        pieces = None if layer.disable_adapters else _pieces(layer, frame, outer, rows, maps)
-        if pieces:
-            key = (layer.width, pieces[0].map.weight.dtype, *(one[:1] + one[3:5] for one in pieces))
-            alike.setdefault(key, {})[layer] = pieces
-        elif pieces is not None:
-            folds[layer] = unchanged((frame.batch, frame.width, layer.width))
-    for here in alike.values():
-        first, pieces = next(iter(here.items()))
-        shape = (frame.batch, frame.width, first.width)
+    for group in _groups(layers, frame, outer, rows, maps):
+        shape = (frame.batch, frame.width, group.layers[0].width)
         try:
-            plan = _plan(pieces, frame, outer, rows)
+            plan = _plan(group.pieces[0], frame, outer, rows)
         except PositionError:
             # it is raised again where the edit is made
             continue
         if plan is None:
-            folds.update(dict.fromkeys(here, unchanged(shape)))
+            folds.update(dict.fromkeys(group.layers, unchanged(shape)))
             continue
-        stacked = zip(*_stacked([[one.map for one in pieces] for pieces in here.values()]), strict=True)
-        folds.update((layer, folded(shape, plan, *maps)) for layer, maps in zip(here, stacked, strict=True))
+        if group.stacked is None:
+            group.stacked = list(zip(*_stacked([[one.map for one in here] for here in group.pieces]), strict=True))
+        folds.update((layer, folded(shape, plan, *own)) for layer, own in zip(group.layers, group.stacked, strict=True))
     return folds
+
+
+def known_groups(layers: Sequence[ReftLayer], frame: Frame, outer: Outer) -> list[Group] | None:
+    """What an earlier step of the same generation worked out."""
+    return outer.steps.get((layers[0], frame.batch)) if layers and outer.steps is not None and frame.no_prompt else None
+
+
+def _groups(
+    layers: Sequence[ReftLayer], frame: Frame, outer: Outer, rows: dict[str, Tensor], maps: dict[nn.Module, Map]
+) -> list[Group]:
+    """The sites that can be folded; of the steps of a generation behind its prompts they are worked out once."""
+    known = known_groups(layers, frame, outer)
+    if known is not None:
+        return known
+    alike: dict[Hashable, Group] = {}
+    for layer in layers:
+        pieces = None if layer.disable_adapters else _pieces(layer, frame, outer, rows, maps)
+        if pieces is None:
+            continue
+        key = (layer.width, *(one[:1] + one[3:5] + (one.map.weight.dtype,) for one in pieces))
+        group = alike.setdefault(key, Group([], []))
+        group.layers.append(layer)
+        group.pieces.append(pieces)
+    found = list(alike.values())
+    if layers and outer.steps is not None and frame.no_prompt:
+        outer.steps[layers[0], frame.batch] = found
+    return found
 
 
 def rows_of_adapters(frame: Frame, outer: Outer) -> dict[str, Tensor] | None:
@@ -164,7 +193,7 @@ def _pieces(
         if work is None or (outer.adapter_names is None and (work.scopes or work.terms)):
             return None
         for adapter, unit, name in (*work.spans, *_named(work)):
-            if frame.is_past(unit.group.spec):
+            if frame.no_prompt and unit.group.spec.reach == 0:
                 continue
             found = _map(layer.phi(adapter, unit), frame, maps)
             if found is None or layer._rank_mask(unit, FIRST_ROW, frame.batch) is not None:
