@@ -167,6 +167,30 @@ def test_scopes_and_terms_of_mixed_batches(edits: list[int], others: dict[str, A
         torch.testing.assert_close(folded.scores, wanted.scores)
 
 
+def test_what_is_switched_between_two_steps_is_seen(edits: list[int]) -> None:
+    """By a logits processor, which is called in the midst of a generation."""
+    model = adapted(depth=DEPTH, layers="all", positions="all").eval()
+    steps: list[int] = []
+
+    def switch(ids: Tensor, scores: Tensor) -> Tensor:
+        steps.append(ids.shape[1])
+        model.set_strength("default", 3.0 if len(steps) % 2 else -1.0)
+        return scores
+
+    def scores() -> Any:
+        steps.clear()
+        model.set_strength("default", 1.0)
+        arguments = {"max_new_tokens": 5, "do_sample": False, "output_scores": True, "return_dict_in_generate": True}
+        return model.generate(
+            input_ids=IDS, attention_mask=MASK, adapter_names=["default"] * 4, logits_processor=[switch], **arguments
+        ).scores
+
+    found = scores()
+    assert edits[-1] == DEPTH
+    with unfolded():
+        torch.testing.assert_close(found, scores())
+
+
 @pytest.mark.parametrize("name", ["R", "W", "b"])
 def test_no_map_is_stale(name: str) -> None:
     model = adapted(depth=DEPTH, layers="all", positions="f1+l1").eval()

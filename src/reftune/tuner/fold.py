@@ -146,7 +146,13 @@ def fold(layers: Sequence[ReftLayer], frame: Frame, outer: Outer, maps: dict[nn.
 
 def known_groups(layers: Sequence[ReftLayer], frame: Frame, outer: Outer) -> list[Group] | None:
     """What an earlier step of the same generation worked out."""
-    return outer.steps.get((layers[0], frame.batch)) if layers and outer.steps is not None and frame.no_prompt else None
+    return None if outer.steps is None or not frame.no_prompt else outer.steps.get(_switches(layers, frame))
+
+
+def _switches(layers: Sequence[ReftLayer], frame: Frame) -> Hashable:
+    """What may be switched between two steps, by whoever is called in between (a logits processor, a streamer)."""
+    states = ((one.disable_adapters, *one.active_adapters, *one.strengths.items()) for one in layers)
+    return (*layers[:1], frame.batch, *states)
 
 
 def _groups(
@@ -166,8 +172,8 @@ def _groups(
         group.layers.append(layer)
         group.pieces.append(pieces)
     found = list(alike.values())
-    if layers and outer.steps is not None and frame.no_prompt:
-        outer.steps[layers[0], frame.batch] = found
+    if outer.steps is not None and frame.no_prompt:
+        outer.steps[_switches(layers, frame)] = found
     return found
 
 
