@@ -16,6 +16,7 @@ import json
 import logging
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def spearman(model: SentenceTransformer, scored: Dataset) -> float:
     return 100 * evaluator(model)[evaluator.primary_metric]
 
 
-def trained(method: str, rate: float, seed: int, train: Dataset, given: argparse.Namespace) -> tuple[Any, float, int]:
-    """The tuned model, the CPU seconds of its training, its trained parameters."""
+def run(method: str, rate: float, seed: int, given: argparse.Namespace, parts: dict[str, Dataset]) -> dict[str, Any]:
+    """One training: scores on held-out and on development rows, CPU seconds, trained parameters."""
     set_seed(seed)
     model = SentenceTransformer(resolve_model("minilm"), device="cpu")
     model.add_adapter(METHODS[method]())
@@ -80,8 +81,11 @@ def trained(method: str, rate: float, seed: int, train: Dataset, given: argparse
         use_cpu=True,
     )
     begin = time.process_time()
-    SentenceTransformerTrainer(model, arguments, train_dataset=train, loss=CosineSimilarityLoss(model)).train()
-    return model, time.process_time() - begin, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    SentenceTransformerTrainer(model, arguments, train_dataset=parts["train"], loss=CosineSimilarityLoss(model)).train()
+    seconds = time.process_time() - begin
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    scores = {name: spearman(model, parts[name]) for name in ("held_out", "dev")}
+    return {**scores, "cpu_seconds": seconds, "trained_parameters": parameters}
 
 
 def main() -> None:
@@ -90,37 +94,41 @@ def main() -> None:
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--folder", default="embeddings-out", help="Of the trainer, which saves nothing.")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="Goes on where it stopped.")
     given = parser.parse_args()
     logging.disable(logging.WARNING)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
-    train, test = rows("train", given.data_dir).shuffle(seed=0), rows("dev", given.data_dir)
-    held_out, train = train.select(range(HELD_OUT)), train.select(range(HELD_OUT, HELD_OUT + given.rows))
+    train = rows("train", given.data_dir).shuffle(seed=0)
+    parts = {
+        "held_out": train.select(range(HELD_OUT)),
+        "train": train.select(range(HELD_OUT, HELD_OUT + given.rows)),
+        "dev": rows("dev", given.data_dir),
+    }
+    stamp = {"epochs": given.epochs, "rows": given.rows, "hardware": hardware(), "versions": versions()}
+    done: dict[str, Any] = json.loads(given.output.read_text(encoding="utf-8"))["runs"] if given.output.exists() else {}
+
+    def known(name: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        if name not in done:
+            done[name] = measure()
+            given.output.write_text(json.dumps({**stamp, "runs": done}, indent=1) + "\n", encoding="utf-8")
+        return done[name]
+
     base = SentenceTransformer(resolve_model("minilm"), device="cpu")
-    found: dict[str, Any] = {"base": {"score": spearman(base, test)}}
-    print(f"base: {found['base']['score']:.2f}", flush=True)
+    before = known("base", lambda: {name: spearman(base, parts[name]) for name in ("held_out", "dev")})
+    print(f"base: {before['dev']:.2f}", flush=True)
     for method in METHODS:
-        chosen = {}
-        for rate in RATES:
-            chosen[rate] = spearman(trained(method, rate, SEEDS[0], train, given)[0], held_out)
-            print(f"{method}, {rate=}: {chosen[rate]:.2f} on held-out rows", flush=True)
-        rate = max(chosen, key=lambda one: chosen[one])
-        runs = []
-        for seed in SEEDS:
-            model, seconds, parameters = trained(method, rate, seed, train, given)
-            runs.append({"seed": seed, "score": spearman(model, test), "cpu_seconds": seconds})
-        scores = [run["score"] for run in runs]
-        found[method] = {
-            "learning_rate": rate,
-            "held_out": {str(one): score for one, score in chosen.items()},
-            "trained_parameters": parameters,
-            "score": float(np.mean(scores)),
-            "spread": float(np.std(scores, ddof=1)),
-            "runs": runs,
-        }
-        print(f"{method}: {np.mean(scores):.2f} ± {np.std(scores, ddof=1):.2f}, {rate=}, {parameters=}", flush=True)
-        stamp = {"epochs": given.epochs, "rows": given.rows, "hardware": hardware(), "versions": versions()}
-        given.output.write_text(json.dumps({**stamp, "found": found}, indent=1) + "\n", encoding="utf-8")
+
+        def one(rate: float, seed: int, method: str = method) -> dict[str, Any]:
+            return known(f"{method}, {rate}, seed {seed}", lambda: run(method, rate, seed, given, parts))
+
+        best = max(RATES, key=lambda rate: one(rate, SEEDS[0])["held_out"])
+        runs = [one(best, seed) for seed in SEEDS]
+        scores = [each["dev"] for each in runs]
+        print(
+            f"{method}: {np.mean(scores):.2f} ± {np.std(scores, ddof=1):.2f} at {best}, "
+            f"{runs[0]['trained_parameters']:,} parameters, {np.mean([r['cpu_seconds'] for r in runs]):.0f} CPU s",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
