@@ -23,7 +23,7 @@ def test_a_configuration_is_one_of_train(reftune: Command, tmp_path: Path, task:
     held_back(values, values.pop("split", None))
     config = RunConfig.from_mapping(values)
     assert Path(str(config.data)).name == "a: b.csv" or task == "classification"
-    assert config.training_arguments().learning_rate > 1e-3
+    assert config.training_arguments().learning_rate == 1e-3
     text = (tmp_path / "run.yaml").read_text()
     assert_user_error(reftune("init", task, "--output", tmp_path / "run.yaml"), "is there already")
     assert (tmp_path / "run.yaml").read_text() == text
