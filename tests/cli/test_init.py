@@ -37,7 +37,7 @@ def test_a_configuration_for_dpo(reftune: Command, tmp_path: Path) -> None:
     assert f"trl dpo --config {tmp_path}/dpo.yaml" in " ".join(done.out.split())
     (_, training, model, data), config = parsed("dpo", ["--config", str(tmp_path / "dpo.yaml")])
     assert (training.beta, training.learning_rate, model.use_peft) == (0.1, 1e-3, False)
-    assert data.datasets[0].data_files == "train.jsonl" and config.positions == "f7+l7"
+    assert data.datasets[0].data_files == "train.jsonl" and config.positions == "prompt"
 
 
 def test_an_adapter(reftune: Command, base: Path, tmp_path: Path) -> None:

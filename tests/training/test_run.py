@@ -6,6 +6,7 @@ Must not know: the command line.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from reftune import DataError, ReftuneError
+from reftune.data.passes import passes
 from reftune.training import RunConfig, run, train_run
 from tests.training.text_models import CHATS, PAIRS, save_base, text_model, write_jsonl
 
@@ -274,3 +276,17 @@ def test_positions_by_text(base: Path, tmp_path: Path) -> None:
     assert saved["positions"] == wanted
     with pytest.raises(ReftuneError, match=r"no token of this tokenizer, which reads it as \['w2', 'w3'\]"):
         train_run(run_of(base, tmp_path / "b", reft={"r": 2, "positions": 'text("w2 w3")'}))
+
+
+def test_few_rows_get_more_passes(base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    result = train_run(run_of(base, tmp_path, training={"learning_rate": 1e-3}))
+    rows = len(PAIRS)
+    batch, count = passes(rows)
+    assert count > 3 and result.steps == count * math.ceil(rows / batch)
+    assert f"few rows ({rows}): {count} passes over them in batches of {batch}" in caplog.text
+    # whoever says anything of it means it
+    for training in ({"num_train_epochs": 1}, {"max_steps": 3}):
+        assert run_of(base, tmp_path, training=training).training_arguments(rows).per_device_train_batch_size == 8
+    assert (
+        run_of(base, tmp_path, training={"per_device_train_batch_size": 2}).training_arguments(60).num_train_epochs == 3
+    )

@@ -98,9 +98,11 @@ def _cost(run: RunConfig, model: Any, tokenizer: Any) -> dict[str, Any]:
             self.times[-1] = time.perf_counter() - self.times[-1]
 
     dataset, _ = datasets_of(run, tokenizer)
+    arguments = run.training_arguments(len(dataset))
     clock = Clock()
     with tempfile.TemporaryDirectory() as folder:
         short = {"max_steps": STEPS, "save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False}
+        short |= {"per_device_train_batch_size": arguments.per_device_train_batch_size}
         short |= {"learning_rate": 0.0, "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
         trial = replace(run, output=folder, eval_data=None, best=False, training={**run.training, **short})
         trainer = ReftTrainer(
@@ -116,7 +118,6 @@ def _cost(run: RunConfig, model: Any, tokenizer: Any) -> dict[str, Any]:
         trainer.remove_callback(ProgressCallback)
         reset_peak_memory()
         trainer.train()
-    arguments = run.training_arguments()
     batch = arguments.train_batch_size * arguments.gradient_accumulation_steps
     a_pass = math.ceil(len(dataset) / batch)
     steps = arguments.max_steps if arguments.max_steps > 0 else math.ceil(arguments.num_train_epochs * a_pass)

@@ -5,6 +5,7 @@ Must not know: the command line, tasks.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -23,6 +24,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from ..config import ReftConfig, ReftGroup
 from ..data import build_dataset
+from ..data.passes import passes
 from ..data.records import read_records
 from ..data.turns import TRAIN_ON
 from ..errors import ReftuneError
@@ -35,6 +37,8 @@ from .shared import SharedPrefix, adapted
 from .trainer import REUSE, ReftTrainer
 
 __all__ = ["RunConfig", "RunResult", "number", "refuse_unknown", "train_run"]
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
 # Checkpoints that are being removed.
@@ -148,13 +152,13 @@ class RunConfig:
         """A fresh configuration of the adapter."""
         return ReftConfig(**{"task_type": "CAUSAL_LM", **self.reft})
 
-    def training_arguments(self) -> TrainingArguments:
-        """Trainer's arguments, with ours where none are given.
+    def training_arguments(self, rows: int | None = None) -> TrainingArguments:
+        """Trainer's arguments, with ours where none are given; of few `rows` there are smaller batches and more passes.
 
         Raises:
             ReftuneError: they contradict each other, or one has a value that transformers does not know.
         """
-        given = {**TRAINING_DEFAULTS, **self.training}
+        given = {**TRAINING_DEFAULTS, **({} if rows is None else self._passes(rows)), **self.training}
         if self.eval_data is not None:
             known = given["save_strategy"] in ("no", "steps", "epoch")
             given.setdefault("eval_strategy", given["save_strategy"] if known else "epoch")
@@ -165,6 +169,15 @@ class RunConfig:
             return TrainingArguments(output_dir=str(Path(self.output) / CHECKPOINTS), seed=self.seed, **given)
         except (TypeError, ValueError, ImportError) as error:
             raise ReftuneError(f"training is not valid: {error}") from error
+
+    def _passes(self, rows: int) -> dict[str, Any]:
+        """Rows a step and passes, if neither passes nor steps are given."""
+        if {"num_train_epochs", "max_steps"} & set(self.training):
+            return {}
+        processes = int(os.environ.get("WORLD_SIZE", 1))
+        times = processes * int(self.training.get("gradient_accumulation_steps", 1))
+        batch, epochs = passes(rows, batch=self.training.get("per_device_train_batch_size"), steps_of=times)
+        return {"per_device_train_batch_size": batch, "num_train_epochs": epochs}
 
 
 @dataclass
@@ -243,6 +256,14 @@ def do_run(
     set_seed(config.seed)
     base, tokenizer = loaded or load_base(config.model, dtype=config.dtype)
     dataset, eval_dataset = datasets_of(config, tokenizer)
+    arguments = config.training_arguments(len(dataset))
+    if arguments.process_index == 0 and arguments.num_train_epochs > config.training_arguments().num_train_epochs:
+        logger.warning(
+            "few rows (%d): %g passes over them in batches of %d; num_train_epochs (--epochs) says otherwise",
+            len(dataset),
+            arguments.num_train_epochs,
+            arguments.per_device_train_batch_size,
+        )
     try:
         wanted.resolve_texts(tokenizer)
     except ValueError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ...config import GROUP_FIELDS, ReftConfig, resolve_layers
+from ...data.passes import FEW_STEPS, passes
 from ...errors import DataError
 from ..adapters import served_config
 from ..cards import FIELDS
@@ -29,10 +30,6 @@ REFT_FIELDS = (*(n for n in GROUP_FIELDS if n not in ("vector", "subspaces", "ac
 RATE = 9e-4
 DPO_RATE = 1e-4
 BETA = 0.1
-# A handful of rows needs so many steps, and not more passes than these (the demo's ten: 20 passes of 2 steps).
-FEW_STEPS = 40
-PASSES = (3, 20)
-LARGEST_BATCH = 8
 RANK = 4
 
 
@@ -54,19 +51,11 @@ class Base:
 def hyperparameters_of(given: Hyperparameters, *, rows: int, dpo: bool) -> dict[str, Any]:
     """Numbers for what is `auto` or not given.
 
-    Of few rows two batches make an epoch, and there are up to 20 epochs; of many, batches have 8 rows, and there are 3.
-    The rate is higher where there are few steps.
+    Batches and epochs by the number of rows as in `reftune train`; the rate is higher where there are few steps.
     """
-    batch = given.batch_size
-    if batch in (None, "auto"):
-        batch = max(1, min(LARGEST_BATCH, math.ceil(rows / 2)))
-    assert isinstance(batch, int)
+    batch, usual = passes(rows, batch=given.batch_size if isinstance(given.batch_size, int) else None)
+    epochs = given.n_epochs if isinstance(given.n_epochs, int) else usual
     steps = math.ceil(rows / batch)
-    epochs = given.n_epochs
-    if epochs in (None, "auto"):
-        low, high = PASSES
-        epochs = max(low, min(high, math.ceil(FEW_STEPS / steps)))
-    assert isinstance(epochs, int)
     multiplier = given.learning_rate_multiplier
     if multiplier in (None, "auto"):
         multiplier = 2.0 if steps * epochs <= 4 * FEW_STEPS else 1.0
