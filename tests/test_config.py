@@ -76,8 +76,8 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
         {"layers": range(0, 6, 2)},
         {"layers": (3, 0.5)},
         {"layers": "all"},
-        {"subspaces": ((0, 1), (2, 3)), "active_subspaces": (0,)},
-        {"groups": ({"layers": (1, 2)}, {"layers": range(3, 5), "subspaces": ((0,), (1, 2, 3))})},
+        {"r": 4, "subspaces": ((0, 1), (2, 3)), "active_subspaces": (0,)},
+        {"r": 4, "groups": ({"layers": (1, 2)}, {"layers": range(3, 5), "subspaces": ((0,), (1, 2, 3))})},
         {"intervention": "consreft"},
         {"modules_to_save": "lm_head"},
         {"modules_to_save": ("a", "b")},
@@ -85,7 +85,7 @@ def test_every_field_comes_back(tmp_path: Path) -> None:
         {"layers": {2, 1}},
         {"r": np.int64(2), "layers": np.array([0, 1]), "dropout": np.float32(0.5), "init_weights": np.bool_(True)},
         {"layers": [np.int64(1), np.float64(0.5), torch.tensor(3)], "target_modules": None},
-        {"subspaces": np.array([[0, 1], [2, 3]]), "active_subspaces": np.arange(1), "positions": np.str_("f1")},
+        {"r": 4, "subspaces": np.array([[0, 1], [2, 3]]), "active_subspaces": np.arange(1), "positions": np.str_("f1")},
         {"groups": [{"r": np.int32(3), "layers": torch.arange(2)}]},
         {"target_modules": np.array(["a", "b"]), "exclude_modules": (np.str_("c"),)},
     ],
@@ -180,7 +180,7 @@ def test_a_group_is_all_of_the_fields_that_it_may_name() -> None:
 
 
 def test_active_rows() -> None:
-    config = ReftConfig(subspaces=[[0], [1, 3], [2]], active_subspaces=[1, 2])
+    config = ReftConfig(r=4, subspaces=[[0], [1, 3], [2]], active_subspaces=[1, 2])
     assert config.resolved_groups()[0].active_rows == {1, 2, 3}
     assert ReftConfig(r=3).resolved_groups()[0].active_rows == {0, 1, 2}
 
@@ -219,10 +219,10 @@ WRONG = [
     ("init", "zeros", "paper"),
     ("init_weights", "gaussian", "True or False"),
     ("vector", "fixed", "learned"),
-    ("subspaces", [[0], [1]], "0..3"),
-    ("subspaces", [[0, 1], [1, 2, 3]], "0..3"),
-    ("subspaces", [[0, 1, 2, 3], []], "0..3"),
-    ("subspaces", 4, "0..3"),
+    ("subspaces", [[0], [1]], "0..7"),
+    ("subspaces", [[0, 1], [1, 2, 3]], "0..7"),
+    ("subspaces", [[0, 1, 2, 3], []], "0..7"),
+    ("subspaces", 4, "0..7"),
     ("active_subspaces", [0], "needs subspaces"),
     ("groups", [], "list of dicts"),
     ("groups", {"layers": 1}, "list of dicts"),
@@ -286,7 +286,7 @@ def test_groups_are_checked_too(name: str, bad: Any, valid: str) -> None:
 @pytest.mark.parametrize("chosen", [[], [2], [-1], 0, [[0]], ["0"]])
 def test_active_subspaces_are_indices_of_subspaces(chosen: Any) -> None:
     with pytest.raises(ValueError, match=r"active_subspaces=.*0\.\.1"):
-        ReftConfig(subspaces=[[0], [1, 2, 3]], active_subspaces=chosen)
+        ReftConfig(r=4, subspaces=[[0], [1, 2, 3]], active_subspaces=chosen)
 
 
 @pytest.mark.parametrize(
@@ -333,7 +333,7 @@ def test_an_option_without_effect_warns(given: dict[str, Any], name: str) -> Non
 @pytest.mark.parametrize("component", COMPONENTS)
 @pytest.mark.parametrize("tie", TIES)
 def test_every_component_and_tie_is_valid(component: str, tie: str) -> None:
-    group = ReftConfig(component=component.replace("[i]", "[3]"), tie=tie).resolved_groups()[0]
+    group = ReftConfig(component=component.replace("[i]", "[3]"), positions="f1+l1", tie=tie).resolved_groups()[0]
     assert group.head == (3 if "[" in component else None)
     assert group.tie == tie
 

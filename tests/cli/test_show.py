@@ -159,7 +159,7 @@ def test_generated_tokens_are_told(reftune: Command, base: Path, positions: str,
 
 
 def test_the_table(reftune: Command, base: Path) -> None:
-    out = reftune("show", base, "--prompt", PROMPT, "--positions", "l1").out
+    out = reftune("show", base, "--prompt", PROMPT, "--positions", "l1", "--rank", 4).out
     row = next(line for line in out.splitlines() if "loreft" in line)
     assert [cell.strip() for cell in row.strip("│ ").split("│")] == ["0–1", "block_output", "loreft", "l1", "4", "260"]
     assert "520 parameters" in out
