@@ -159,7 +159,9 @@ def run() -> None:
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
             raise
         typer.echo(
-            "reftune: interrupted; train goes on from its last checkpoint with --resume, others by themselves", err=True
+            "reftune: interrupted; compare, search, eval, judge and memorise go on where they stopped when they are called "
+            "again, train with --resume from its last checkpoint",
+            err=True,
         )
         sys.exit(INTERRUPTED)
     except (ReftuneError, ValueError, OSError) as error:

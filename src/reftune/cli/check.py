@@ -128,6 +128,7 @@ def _cost(run: RunConfig, model: Any, tokenizer: Any) -> dict[str, Any]:
         "seconds": round(a_step * steps, 1),
         "memory_bytes": round(peak_memory_mb() * 1e6),
         "reuse": run.reuse,
+        "scores": run.eval_data is not None,
     }
 
 
@@ -154,6 +155,8 @@ def print_check(console: Console, found: dict[str, Any]) -> None:
     say(console, f"{found['trainable_parameters']:,} trained parameters, {found['trainable_percent']}% of the model")
     less = "; less where what cannot change is computed once" if found["reuse"] == "auto" else ""
     say(console, f"{found['steps']:,} steps of {found['seconds_a_step']:.2f} s: about {_time(found['seconds'])}{less}")
+    if found["scores"]:
+        say(console, "scoring comes on top: each row is answered twice, by the adapter and by the base model")
     say(console, f"memory: {found['memory_bytes'] / 1e9:.1f} GB at most in a few steps")
     say(console, "Nothing was trained or written. Without --check it trains.")
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from .convert import BaseOption, OutputOption, report
 from .generate import StyleOption, read_prompts
-from .output import JsonFlag, consoles, quiet_libraries
+from .output import JsonFlag, consoles, progress_bars, quiet_libraries, say
 
 if TYPE_CHECKING:
     from ..interop.steer import Steered, Trial
@@ -47,14 +47,23 @@ def steer(
     from ..interop.steer import steer as made
     from ..models import load_tokenizer
 
-    results, _ = consoles(as_json)
+    results, progress = consoles(as_json)
     quiet_libraries()
     style = PromptStyle(prompt_style or ("messages" if load_tokenizer(base).chat_template else "prompt"))
     sides = [
         [style.record(p) if isinstance(p, str) else p for p in read_prompts(file)] for file in (positive, negative)
     ]
     chosen = [kind.strip() for kind in kinds.split(",")]
-    found = made(base, output, positive=sides[0], negative=sides[1], kinds=chosen, positions=positions)
+    say(progress, f"reading {len(sides[0])} + {len(sides[1])} prompts, and the hidden states behind every layer")
+    with progress_bars(progress) as bars:
+        bar = bars.add_task("directions tried in the model", total=None, note="")
+
+        def tried(done: int, total: int) -> None:
+            bars.update(bar, completed=done, total=total)
+
+        found = made(
+            base, output, positive=sides[0], negative=sides[1], kinds=chosen, positions=positions, on_trial=tried
+        )
     if not as_json:
         _print(results, found, chosen)
     best, without = found.best, found.without

@@ -14,7 +14,7 @@ Must not know: what the vectors are for.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,8 +122,11 @@ def steer(
     negative: Sequence[Any],
     kinds: Sequence[str] = tuple(DIRECTIONS),
     positions: str = "all",
+    on_trial: Callable[[int, int], None] | None = None,
 ) -> Steered:
     """A `steer` adapter of the base model from pairs of prompts, of the direction and the length that are best.
+
+    `on_trial(done, total)` is told how many directions have been tried in the model, 0 when all prompts are read.
 
     Raises:
         MissingExtraError: scikit-learn is not installed, which the probe needs.
@@ -151,7 +154,8 @@ def steer(
     order = sorted(found, key=lambda one: (-one.apart, abs(one.layer + 0.5 - middle)))
     best_layers = list(dict.fromkeys(one.layer for one in order))[:LAYERS_TRIED]
     held = [side[HELD_BACK - 1 :: HELD_BACK][:MOST_HELD] for side in sides]
-    without, trials = tried(model, [one for one in order if one.layer in best_layers], held[0], held[1], positions)
+    chosen = [one for one in order if one.layer in best_layers]
+    without, trials = tried(model, chosen, held[0], held[1], positions, on_trial or (lambda *_: None))
     best = min(trials, key=lambda trial: trial.divergence)
     if best.divergence >= without:
         # none brings the negative prompts nearer, so that nothing is known of lengths
@@ -173,6 +177,7 @@ def tried(
     positive: Sequence[list[int]],
     negative: Sequence[list[int]],
     positions: str,
+    on_trial: Callable[[int, int], None],
 ) -> tuple[float, list[Trial]]:
     """The divergence (`Trial`) of pairs of prompts without any direction, and with each in each length."""
     wanted = [_next_token(model, ids) for ids in positive]
@@ -182,8 +187,9 @@ def tried(
         each = [(p.exp() * (p - q)).sum() for p, q in zip(wanted, found, strict=True)]
         return float(torch.stack(each).mean())
 
+    on_trial(0, len(chosen))
     without, trials = divergence(model), []
-    for one in chosen:
+    for done, one in enumerate(chosen, 1):
         group = _group(one, 1.0, positions)
         config = config_of([group], task_type="CAUSAL_LM", inference_mode=True)
         steered: Any = get_peft_model(model, config)
@@ -192,6 +198,7 @@ def tried(
             trials += [Trial(one, part, divergence(steered, strength=part)) for part in LENGTHS]
         finally:
             steered.unload()
+        on_trial(done, len(chosen))
     return without, trials
 
 

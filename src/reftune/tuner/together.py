@@ -131,7 +131,8 @@ def _clusters(here: list[tuple[str, Group]], mode: str, where: str) -> list[list
                 names = sorted({name for name, _ in (*others, *members)})
                 raise ValueError(
                     f"{where}: {' and '.join(map(repr, names))} edit overlapping positions ({other!r} with "
-                    f"tie={other_tie!r}, {one!r} with tie={tie!r}); only the same or disjoint ones can be combined"
+                    f"tie={other_tie!r}, {one!r} with tie={tie!r}); only the same or disjoint ones can be combined: "
+                    "train both with the same positions"
                 )
         if mode == "disjoint" and len({name for name, _ in members}) > 1:
             names = " and ".join(repr(name) for name, _ in members)
