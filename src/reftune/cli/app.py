@@ -159,8 +159,8 @@ def run() -> None:
         if isinstance(end, SystemExit) and end.code != INTERRUPTED:
             raise
         typer.echo(
-            "reftune: interrupted; compare, search, eval, judge and memorise go on where they stopped when they are called "
-            "again, train with --resume from its last checkpoint",
+            "reftune: interrupted; compare, search, eval, judge and memorise go on where they stopped when they are "
+            "called again, train with --resume from its last checkpoint",
             err=True,
         )
         sys.exit(INTERRUPTED)
