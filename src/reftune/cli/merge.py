@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from .convert import OutputOption, report
-from .output import JsonFlag, consoles, quiet_libraries
+from .output import JsonFlag, consoles, quiet_libraries, say
 
 __all__ = ["merge"]
 
@@ -46,13 +46,13 @@ def merge(
     quiet_libraries()
     folder, angles = merged(adapters, output, mode=mode, weights=numbers(weights), base=base)
     picture = folder / PICTURE
-    if angles and not as_json:
-        table = Table(title="principal angles, degrees, the largest first")
-        for column in ("adapters", "component", "layer", "angles"):
-            table.add_column(column)
+    for pair in dict.fromkeys((one.first, one.second) for one in angles if not as_json):
+        say(results, f"{pair[0]} and {pair[1]}: principal angles, degrees, the largest first")
+        table = Table("component", "layer", "angles")
         for found in angles:
-            degrees = " ".join(f"{angle:.0f}" for angle in found.degrees) or "-"
-            table.add_row(f"{found.first}, {found.second}", found.component, str(found.layer), degrees)
+            if (found.first, found.second) == pair:
+                degrees = " ".join(f"{angle:.0f}" for angle in found.degrees) or "-"
+                table.add_row(found.component, str(found.layer), degrees)
         results.print(table)
     notes = [f"the angles as a picture: {picture}"] if picture.is_file() else []
     report(results, Path(output), notes, as_json=as_json, angles=[found._asdict() for found in angles])
