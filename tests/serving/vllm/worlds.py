@@ -93,7 +93,8 @@ def configs() -> dict[str, ReftConfig]:
     found["marked-spans"] = {"positions": "span+l1", "tie": "group", "r": 2}
     found["marked-rest"] = {"positions": f"prompt-span-id({some})", "r": 2, "layers": [0, 2]}
     found["subspaces"] = {"r": 4, "subspaces": [[0, 1], [2, 3]], "active_subspaces": [1], "positions": "l3"}
-    return {name: ReftConfig(task_type="CAUSAL_LM", init="random", **values) for name, values in found.items()}
+    unless_said: dict[str, Any] = {"r": 4, "positions": "f7+l7", "init": "random", "task_type": "CAUSAL_LM"}
+    return {name: ReftConfig(**{**unless_said, **values}) for name, values in found.items()}
 
 
 @dataclass
