@@ -58,11 +58,11 @@ def steer(
     with progress_bars(progress) as bars:
         bar = bars.add_task("directions tried in the model", total=None, note="")
 
-        def tried(done: int, total: int) -> None:
+        def tell(done: int, total: int) -> None:
             bars.update(bar, completed=done, total=total)
 
         found = made(
-            base, output, positive=sides[0], negative=sides[1], kinds=chosen, positions=positions, on_trial=tried
+            base, output, positive=sides[0], negative=sides[1], kinds=chosen, positions=positions, on_trial=tell
         )
     if not as_json:
         _print(results, found, chosen)
