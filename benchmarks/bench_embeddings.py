@@ -1,6 +1,6 @@
 """Embeddings of all-MiniLM-L6-v2 tuned on STS-B: base, ReFT, LoRA; Spearman correlation of cosines, three seeds.
 
-    REFTUNE_DATA=DIR python benchmarks/bench_embeddings.py --output results/embeddings.json
+    REFTUNE_DATA=DIR python benchmarks/bench_embeddings.py --output results/embeddings/results.json
 
 Each method gets as many learning rates, chosen on training rows that are held out; told are the development rows, which
 neither training nor choice has seen (the labels of the test rows are not public).

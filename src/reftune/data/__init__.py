@@ -6,7 +6,7 @@
 One stage a file, each usable alone: `kinds` (what a record may look like), `records` (files to checked rows), `turns`
 (a row for each answer of a conversation), `templates` (record to prompt and response text; `lossless`: nothing left
 out; `spans`: what of a prompt is marked), `tokenize` (text to ids), `collate` (examples to tensors).  `style` is how
-prompts were written, kept beside the adapter; `strict` reads JSON.
+prompts were written, kept beside the adapter; `strict` reads JSON; `passes` says how often few rows are gone over.
 
 Must not know: interventions, positions, the tuner.  All that leaves this package about positions is `prompt_length`
 and `spans`.

@@ -1,6 +1,7 @@
 """The edits of a call without gradients, as one affine map a site: a few products, and no call of a module.
 
-Made anew for each call of a stack, so that nothing can be stale; what does not fit is left to `ReftLayer`, which says
+Made anew for each call of a stack, so that nothing can be stale; only the steps of one generation share their maps, by
+what may be switched between two of them.  What does not fit is left to `ReftLayer`, which says
 what an edit is: Φ that are not linear or that have hooks, subspaces, compiled code, GPUs (to look which slots are valid
 would be to wait for one), and positions other than spans where all rows have the same adapters, which it edits without
 gathering tokens.
