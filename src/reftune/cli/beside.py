@@ -91,7 +91,7 @@ def score_beside(console: Console, result: RunResult, task: Task, *, rows: int, 
 
 def print_beside(console: Console, beside: Beside, result: RunResult, task: Any) -> None:
     """Scores, whether they differ by more than chance, what is told of labels, and samples."""
-    from .evaluate import interval_of, print_details
+    from .evaluate import interval_of, print_details, tell_unreadable
 
     console.print()
     table = Table(task.title, "rows", "score", "95 % interval", "no answer", "metric", box=None)
@@ -101,6 +101,7 @@ def print_beside(console: Console, beside: Beside, result: RunResult, task: Any)
     if task.chance is not None:
         table.add_row("most frequent label", "", f"{100 * task.chance:.1f}")
     console.print(table)
+    tell_unreadable(console, [beside.base, beside.adapter])
     if beside.test is not None:
         say(console, told(beside))
     if result.best_epoch is not None:

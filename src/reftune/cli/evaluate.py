@@ -345,3 +345,10 @@ def print_scores(console: Console, tasks: list[Task], found: list[TaskResult]) -
     if len(scored) > 1:
         table.add_row("mean", "", f"{100 * sum(scored) / len(scored):.1f}")
     console.print(table)
+    tell_unreadable(console, found)
+
+
+def tell_unreadable(console: Console, found: Sequence[TaskResult]) -> None:
+    """What the column "no answer" counts, where it counts something."""
+    if any(result.unreadable for result in found):
+        say(console, "no answer: what was written holds none of the answers that the task allows; it counts as wrong.")

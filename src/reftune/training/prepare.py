@@ -189,7 +189,8 @@ def _rows_that_pay(
         passes = passes_of_run()
         gain = plan.gain(rows, passes)
         if gain < GAIN:
-            return f"it would not pay ({100 / gain:.0f} % of the work without it, in {passes:.3g} passes)"
+            left = "more work than without" if gain < 1 else f"{100 / gain:.0f} % of the work"
+            return f"it would not pay ({passes:.3g} passes of these rows would still take {left})"
         found = rows
     return found
 
