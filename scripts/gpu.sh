@@ -14,7 +14,7 @@
 # PARTS="steps quality" bash scripts/gpu.sh runs these only, in that order.
 # Nothing is installed, downloaded, waited for or asked. A part that fails or is too slow does not stop the next.
 #
-# Needs: python3 ($PYTHON, else .venv's) with torch that sees the GPU, transformers >= 5.16.1, peft >= 0.21, accelerate;
+# Needs: python3 ($PYTHON, else .venv's) with torch that sees the GPU, transformers >= 5.16.1, peft >= 0.20, accelerate;
 #     Triton for `edit`, pytest and hypothesis for `checks`. What is missing is said at the start and in the results.
 #     What else has to travel to a machine without network lies in .gpu-carry/, filled beforehand, where there is a
 #     network, by `bash scripts/gpu_carry.sh`, which also says in which portions it travels (all below 60 MiB):

@@ -14,8 +14,9 @@ from typing import Any
 
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, OfflineModeIsEnabled
-from peft import PeftConfig
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors import SafetensorError, safe_open
 from transformers.utils.hub import cached_file
 from transformers.utils.peft_utils import find_adapter_config_file
@@ -34,6 +35,7 @@ __all__ = [
     "adapter_style",
     "brief",
     "check_config_file",
+    "check_loaded",
     "check_weights",
     "is_adapter",
 ]
@@ -135,6 +137,21 @@ def check_weights(folder: str | Path, config: PeftConfig, **hub: Any) -> None:
     wanted = max(units, len(set(config.modules_to_save or ()).difference(added_heads(config))))
     if wanted > len(keys):
         raise ValueError(f"its weights are {len(keys)} tensors, but its configuration asks for {wanted} or more")
+
+
+def check_loaded(folder: str | Path, model: PeftModel, **hub: Any) -> None:
+    """What `tuner.surplus` warns of before the weights are loaded; PEFT 0.20 does not let it, so it is looked at after.
+
+    Raises:
+        ValueError: the file has tensors that are not the adapter's.
+    """
+    file = _weights_of(folder, **hub)
+    if hasattr(BaseTuner, "_remap_adapter_state_dict_for_load") or file.suffix != ".safetensors":
+        return
+    with safe_open(file, framework="pt") as opened:
+        surplus = sorted(set(opened.keys()) - set(get_peft_model_state_dict(model)))
+    if surplus:
+        raise ValueError(f"its weights have {len(surplus)} tensors that are not the adapter's: {shown(surplus)}")
 
 
 def _weights_of(folder: str | Path, **hub: Any) -> Path:

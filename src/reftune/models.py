@@ -32,7 +32,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from .adapter_files import UNREADABLE, adapter_config, adapter_style, brief, check_weights, is_adapter
+from .adapter_files import UNREADABLE, adapter_config, adapter_style, brief, check_loaded, check_weights, is_adapter
 from .card import is_replaced, write_cards
 from .data.style import write_styles
 from .errors import ReftuneError
@@ -289,7 +289,9 @@ def put_adapter(model: Any, folder: str | Path, config: PeftConfig, *, name: str
             # of another base, or of one that had a LoRA adapter: what is missing would be random numbers
             warnings.filterwarnings("error", message="Found missing adapter keys")
             warnings.filterwarnings("error", category=SurplusWarning)
-            return PeftModel.from_pretrained(model, str(folder), config=config, **hub_arguments(folder))
+            put = PeftModel.from_pretrained(model, str(folder), config=config, **hub_arguments(folder))
+            check_loaded(folder, put, **hub_arguments(folder))
+            return put
     except UNREADABLE as error:
         raise ReftuneError(f"the adapter {str(folder)!r} cannot be put on {name!r}: {brief(error)}") from error
 

@@ -48,6 +48,8 @@ def _params() -> list[Any]:
 @pytest.mark.parametrize("task, model_type, name", _params())
 def test_the_class_is_what_the_document_says(task: str, model_type: str, name: str) -> None:
     verdict = judge(task, model_type, name)
+    if verdict.status == "not tried" and table.version() != transformers.__version__:
+        pytest.skip(f"the document is of transformers {table.version()}, and here: {verdict.why}")
     faults = "\n".join(verdict.faults)
     assert verdict.status == table.written().get(name), f"{verdict.status}: {verdict.why}\n{faults}\n{REWRITE}"
 

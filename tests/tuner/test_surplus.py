@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTuner
 from safetensors.torch import load_file, save_file
 
 from reftune.adapter_files import adapter_config
@@ -53,6 +55,12 @@ def by_transformers(folder: Path) -> Any:
 WAYS = [by_from_pretrained, by_load_adapter, by_auto]
 
 
+def told(match: str) -> Any:
+    """PEFT 0.20 tells nobody what it is about to load; `put_adapter` refuses it all the same."""
+    asks = hasattr(BaseTuner, "_remap_adapter_state_dict_for_load")
+    return pytest.warns(SurplusWarning, match=match) if asks else nullcontext()
+
+
 def saved(folder: Path, more: dict[str, torch.Tensor] | None = None, **fields: Any) -> Path:
     model = adapted(**fields)
     model.peft_config["default"].base_model_name_or_path = str(folder / "base")
@@ -65,18 +73,18 @@ def saved(folder: Path, more: dict[str, torch.Tensor] | None = None, **fields: A
 @pytest.mark.parametrize("way", WAYS)
 def test_the_layers_of_a_deeper_base_are_told(way: Any, tmp_path: Path) -> None:
     saved(tmp_path, depth=4, layers="all")
-    with pytest.warns(SurplusWarning, match=r"6 tensors without a place.*layers\.2\..*made for another base"):
+    with told(r"6 tensors without a place.*layers\.2\..*made for another base"):
         way(tmp_path)
-    with pytest.raises(ReftuneError, match=r"cannot be put on 'shallow': .*6 tensors without a place.*layers\.2\."):
+    with pytest.raises(ReftuneError, match=r"cannot be put on 'shallow': .*6 tensors.*layers\.2\."):
         put_adapter(base(), tmp_path, adapter_config(tmp_path), name="shallow")
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_weights_of_the_base_in_the_file_are_told(way: Any, tmp_path: Path) -> None:
     saved(tmp_path, {NORM: torch.full((32,), 2.0), HEAD: base().lm_head.weight.detach() * 2})
-    with pytest.warns(SurplusWarning, match=r"change 2 tensors of the base.*lm_head\.weight.*norm\.weight"):
+    with told(r"change 2 tensors of the base.*lm_head\.weight.*norm\.weight"):
         way(tmp_path)
-    with pytest.raises(ReftuneError, match=r"change 2 tensors of the base"):
+    with pytest.raises(ReftuneError, match=r"2 tensors.*lm_head\.weight"):
         put_adapter(base(), tmp_path, adapter_config(tmp_path), name="base")
 
 
@@ -97,5 +105,5 @@ def test_an_adapter_does_not_overwrite_another(tmp_path: Path) -> None:
     model = get_peft_model(base(), config(), adapter_name="first")
     key = next(name for name, _ in model.named_parameters() if "intervention_" in name)
     saved(tmp_path, {key: torch.ones(2, 32)})
-    with pytest.warns(SurplusWarning, match=r"of another adapter: .*\.first\."):
+    with told(r"of another adapter: .*\.first\."):
         model.load_adapter(str(tmp_path), adapter_name="default")

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTuner, check_target_module_exists
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_module_exists
 from peft.utils import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel
@@ -37,6 +37,7 @@ from .watch import WATCHED, allow_whole_texts, unwatch, watch
 __all__ = ["ReftModel"]
 
 HOOK = "_reft_hook"
+OTHERS = (BaseTunerLayer, AuxiliaryTrainingWrapper)
 
 
 class ReftModel(BaseTuner):
@@ -79,6 +80,14 @@ class ReftModel(BaseTuner):
             self._check_sites(sites)
         settle_targets(self.model, peft_config, sites)
         return peft_config
+
+    def _mark_only_adapters_as_trainable(self, model: nn.Module) -> None:
+        # PEFT 0.20 would freeze what a method below, such as LoRA, trains
+        others = [m for m in model.modules() if isinstance(m, OTHERS) and not isinstance(m, ReftLayer)]
+        trained = [p for module in others for p in module.parameters() if p.requires_grad]
+        super()._mark_only_adapters_as_trainable(model)
+        for p in trained:
+            p.requires_grad_(True)
 
     def _sites(self, config: ReftConfig) -> list[tuple[Site, ReftGroup]] | None:
         """All (site, group) pairs of the config, None if it names modules instead of layers."""
