@@ -9,6 +9,7 @@ Must not know: base models.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "check_config_file",
     "check_loaded",
     "check_weights",
+    "common_style",
     "is_adapter",
 ]
 
@@ -91,6 +93,12 @@ def adapter_style(folder: str | Path) -> PromptStyle | None:
         return PromptStyle.read(Path(hf_hub_download(str(folder), STYLE_FILE, **hub_arguments(folder))).parent)
     except (EntryNotFoundError, OfflineModeIsEnabled):
         return None
+
+
+def common_style(folders: Iterable[str | Path]) -> PromptStyle | None:
+    """How the prompts of all these adapters were written, None where they differ or one does not say."""
+    found = {adapter_style(folder) for folder in folders}
+    return found.pop() if len(found) == 1 else None
 
 
 def check_config_file(path: str) -> None:

@@ -24,6 +24,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 TOLD: tuple[dict[str, Any], ...] = (
     {},
     {"layers": [1]},
+    {"layers": "0; 1"},
     {"positions": "f2+l1", "tie": "none"},
     {"positions": "f7+l7", "tie": "group"},
     {"positions": "all"},

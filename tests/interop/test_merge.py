@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from peft import get_peft_model
 
 import reftune
+from reftune.data.style import PromptStyle
 from reftune.errors import ReftuneError
 from reftune.interop.merge import merge, principal_angles
 from reftune.models import load_adapter, save_adapter
@@ -49,6 +51,16 @@ def test_merged_adapters_do_what_the_model_does_with_both(adapters, tmp_path: Pa
     with pytest.raises(ReftuneError, match=r"cannot be merged: .* both edit 'l2'"):
         merge(adapters, tmp_path / "none", mode="disjoint")
     assert not (tmp_path / "none").exists()
+
+
+def test_how_prompts_are_put_is_kept_where_both_say_the_same(adapters, tmp_path: Path) -> None:
+    styles = [PromptStyle("prompt"), PromptStyle("prompt"), PromptStyle("messages")]
+    folders = [Path(shutil.copytree(adapters[i % 2], tmp_path / str(i))) for i in range(3)]
+    for folder, style in zip(folders, styles, strict=True):
+        style.write(folder)
+    same, _ = merge(folders[:2], tmp_path / "same")
+    other, _ = merge(folders[1:], tmp_path / "other", weights=[0.5, 0.5])
+    assert PromptStyle.read(same) == PromptStyle("prompt") and PromptStyle.read(other) is None
 
 
 def test_principal_angles_are_those_of_geometry() -> None:

@@ -60,5 +60,7 @@ def test_an_adapter_that_adds_the_direction(tmp_path: Path) -> None:
     assert made.best.divergence == pytest.approx(sum(kl) / len(kl), rel=1e-3) and made.best.divergence < made.without
     with pytest.raises(ReftuneError, match="are no pairs"):
         steer(str(base), tmp_path / "no", positive=positive, negative=negative[:9])
+    with pytest.raises(ReftuneError, match="are the same"):
+        steer(str(base), tmp_path / "no", positive=positive, negative=positive)
     with pytest.raises(ReftuneError, match="no kind of direction"):
         steer(str(base), tmp_path / "no", positive=positive, negative=negative, kinds=["mean"])

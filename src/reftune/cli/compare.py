@@ -5,14 +5,18 @@ from __future__ import annotations
 import shlex
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
+from ..data.passes import passes
 from ..errors import ReftuneError
+from ..evaluation.data import task_rows
 from ..evaluation.own import tasks_of
+from ..evaluation.tasks.base import Given
 from ..files import check_writable, read_json, write_json
 from .evaluate import ANSWER_HELP, SCORE_HELP, SPLIT_HELP, tell
 from .output import JsonFlag, consoles, emit, quiet_libraries, say
@@ -31,14 +35,16 @@ Examples:
     --train-rows 1000 --test-rows 500 --epochs 2 --data-dir data
 
     reftune compare --model smollm2 --tasks messages.csv --split 0.2
-    --methods base,loreft,lora --epochs 3
+    --methods base,loreft,lora
 
     reftune compare recipes/loreft_commonsense.yaml --model my-model
     --data-dir data
 
 Methods: base, loreft, direft, noreft, loreft_published, lora, dora,
 prefix_tuning, ia3, bitfit, full, head_only. A YAML file can say more: the
-settings of each method, its label, its seeds (docs/evaluation.md).
+settings of each method, its label, its seeds (docs/evaluation.md). Of files
+of records that say no epochs there are as many passes, for all methods, as
+reftune train would make.
 
 Every run is kept by its settings: started again, or with more methods, tasks
 or seeds, the command does only what is missing.
@@ -103,7 +109,7 @@ def compare(
         missing = [f"--{name}" for name in ("model", "tasks") if values.get(name) is None]
         if missing:
             raise typer.BadParameter(f"give {' and '.join(missing)}, or a file that does")
-        study = StudyConfig.from_mapping(values)
+        study = StudyConfig.from_mapping({**budget_of(values, progress), **values})
         tell(progress, study.parsed_tasks())
         if report_only:
             found = results_of(study, output, command=line)
@@ -127,6 +133,19 @@ def compare(
 
 
 compare.__doc__ = EXAMPLE
+
+
+def budget_of(values: Mapping[str, Any], console: Console) -> dict[str, Any]:
+    """Rows a step and epochs where nothing says how long to train, and all tasks are files with rows to train on."""
+    tasks = tasks_of(values["tasks"])
+    rows = [task.sources.get("train") for task in tasks]
+    said = any(values.get(name) is not None for name in ("epochs", "seconds"))
+    if said or not all(isinstance(source, Given) for source in rows):
+        return {}
+    fewest = min(len(task_rows(task, "train", limit=values.get("train_rows"))) for task in tasks)
+    batch, epochs = passes(fewest, batch=values.get("batch_size"))
+    say(console, f"{epochs} passes over {fewest:,} rows in batches of {batch}; --epochs and --batch-size say otherwise")
+    return {"epochs": epochs, "batch_size": batch}
 
 
 def numbers(text: str) -> list[int]:

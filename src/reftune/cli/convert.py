@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from ..errors import ReftuneError
+from ..data.style import PromptStyle
 from ..specs import parse_positions
+from .generate import StyleOption
 from .output import JsonFlag, command, consoles, emit, load_package, quiet_libraries, say
 from .saved import read_saved
 from .show import as_dict, print_sites
@@ -36,6 +37,7 @@ def pyreft(
         ),
     ] = False,
     act_fn: Annotated[str | None, typer.Option(help="Activation that it was trained with.  [none]")] = None,
+    prompt_style: StyleOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     load_package()
@@ -43,7 +45,10 @@ def pyreft(
 
     results, _ = consoles(as_json)
     quiet_libraries()
-    checkpoints.convert(checkpoint, output, base=base, positions=positions, before_last=before_last, act_fn=act_fn)
+    style = None if prompt_style is None else PromptStyle(prompt_style)
+    checkpoints.convert(
+        checkpoint, output, base=base, positions=positions, before_last=before_last, act_fn=act_fn, style=style
+    )
     notes = []
     if parse_positions(positions).last:
         here = "one token before the last of the prompt" if before_last else "with the last token of the prompt"
@@ -56,7 +61,7 @@ def pyreft(
         )
     if act_fn is None:
         notes.append("no activation was assumed, which a checkpoint does not say either (--act-fn)")
-    report(results, output, notes, as_json=as_json)
+    report(results, output, [*notes, *unsaid(style)], as_json=as_json)
 
 
 pyreft.__doc__ = """Convert a checkpoint of pyreft 0.0.5 to 0.1.0.
@@ -83,6 +88,7 @@ def adapterhub(
         Literal["noreft", "direft"] | None,
         typer.Option(help="What it was trained as, where its files do not say.", show_default=False),
     ] = None,
+    prompt_style: StyleOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     load_package()
@@ -90,8 +96,9 @@ def adapterhub(
 
     results, _ = consoles(as_json)
     quiet_libraries()
-    _, notes = saved.convert(adapter, output, base=base, intervention=intervention)
-    report(results, output, notes, as_json=as_json)
+    style = None if prompt_style is None else PromptStyle(prompt_style)
+    _, notes = saved.convert(adapter, output, base=base, intervention=intervention, style=style)
+    report(results, output, [*notes, *unsaid(style)], as_json=as_json)
 
 
 adapterhub.__doc__ = """Convert a ReFT adapter of AdapterHub's adapters 1.x.
@@ -105,15 +112,22 @@ Example:
 app.command("adapterhub")(adapterhub)
 
 
+def unsaid(style: PromptStyle | None) -> list[str]:
+    """What the files of others never say."""
+    if style is not None:
+        return []
+    return ["nothing says how prompts were written in its training: --prompt-style, now or when it is asked, does"]
+
+
 def report(console: Console, output: Path, notes: list[str], *, as_json: bool, **more: Any) -> None:
-    """What was written, as its files tell it."""
+    """What was written, as its files tell it; without the sites where only the model knows them (layers -1)."""
     saved = read_saved(output)
-    if saved is None:
-        raise ReftuneError(f"{str(output)!r} was written, but its files do not read as an adapter's")
     if as_json:
-        emit({**as_dict(str(output), saved.edits), "notes": notes, **more})
+        told = {"target": str(output)} if saved is None else as_dict(str(output), saved.edits)
+        emit({**told, "notes": notes, **more})
         return
-    print_sites(console, saved.edits)
+    if saved is not None:
+        print_sites(console, saved.edits)
     for note in notes:
         say(console, f"- {note}")
     say(console, f'\nwritten to {output}; {command()} show {output} --prompt "..." marks the edited tokens')

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 from rich.table import Table
 
+from ..data.style import STYLE_FILE
 from .convert import OutputOption, report
 from .output import JsonFlag, consoles, quiet_libraries, say
 
@@ -54,7 +55,13 @@ def merge(
                 degrees = " ".join(f"{angle:.0f}" for angle in found.degrees) or "-"
                 table.add_row(found.component, str(found.layer), degrees)
         results.print(table)
-    notes = [f"the angles as a picture: {picture}"] if picture.is_file() else []
+    notes = [
+        "the edits are added, abilities need not be: look at what it answers, and try smaller --weights; "
+        "reftune compose teaches several abilities to one adapter"
+    ]
+    if not (folder / STYLE_FILE).is_file():
+        notes.append("how prompts are put differs between them, or is not said: give --prompt-style when it is asked")
+    notes += [f"the angles as a picture: {picture}"] if picture.is_file() else []
     report(results, Path(output), notes, as_json=as_json, angles=[found._asdict() for found in angles])
 
 

@@ -21,6 +21,7 @@ LIMIT = 2**24
 MOST_GROUPS = 128
 FIELDS = ("r", "layers", "component", "positions", "tie", "intervention", "vector")
 COMPONENT = re.compile(r"block_output|attention_output|mlp_output|attention_head\[\d{1,6}\]", re.ASCII)
+LAYERS = re.compile(r" *\d{1,6} *(?:[;,] *\d{1,6} *)*", re.ASCII)
 # files beside the interventions that are none; a test holds the list to the registry
 HELPERS = ("__init__", "activations", "base", "orthonormal")
 KEY = re.compile(
@@ -64,6 +65,8 @@ def read_saved(folder: str | Path) -> Saved | None:
             return None
         own = {name: config[name] for name in FIELDS}
         groups = [{**own, **chosen} for chosen in config["groups"] or [{}]]
+        for group in groups:
+            group["layers"] = _numbers(group["layers"])
         base = config["base_model_name_or_path"]
         if len(groups) > MOST_GROUPS:
             return None
@@ -145,6 +148,13 @@ def _is_in(group: dict[str, Any], layer: int) -> bool:
     if layers != "all" and not _are_counted(layers):
         raise ValueError("layers that only the model can count")
     return layers == "all" or layer in layers
+
+
+def _numbers(layers: Any) -> Any:
+    """Layers that are written as a text, such as "3;9", as a list; others as they are."""
+    if isinstance(layers, str) and LAYERS.fullmatch(layers):
+        return [int(text) for text in re.split("[;,]", layers)]
+    return layers
 
 
 def _are_counted(layers: Any) -> bool:

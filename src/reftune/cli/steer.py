@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["steer"]
 
+# a divergence that is still so much of what it was has hardly changed
+LITTLE = 0.8
 EXAMPLE = """Make a steering vector of two kinds of prompts, without training.
 
 The n-th positive prompt is the counterpart of the n-th negative one: the same
@@ -72,6 +74,8 @@ def steer(
     )
     if best.divergence < without:
         note = f"{saved}, which is the strength 1; it takes the divergence from {without:.3g} to {best.divergence:.3g}"
+        if best.divergence > LITTLE * without:
+            note += ": so little that no effect is to be expected; these pairs hardly differ in what follows them"
     else:
         note = (
             f"{saved}, which is the strength 1; no direction in no length brought the negative prompts nearer to the "
@@ -92,7 +96,8 @@ def _print(console: Console, found: Steered, kinds: list[str]) -> None:
     for column in ("direction", "layer", "told apart", "distance"):
         table.add_column(column)
     for kind in kinds:
-        for one in [one for one in found.found if one.kind == kind][:5]:
+        own = [one for one in found.found if one.kind == kind]
+        for one in own[:5] + [one for one in own[5:] if one is best.direction]:
             mark = " *" if one is best.direction else ""
             table.add_row(kind, f"{one.layer}{mark}", f"{one.apart:.2f}", f"{one.distance:.3g}")
     console.print(table)

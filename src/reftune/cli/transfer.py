@@ -54,7 +54,15 @@ def transfer(
             table.add_row(str(pair.source), str(pair.target), f"{pair.there:.3f}", f"{pair.back:.3f}")
         results.print(table)
     layers = [pair._asdict() for pair in matched]
-    report(results, output, [] if note is None else [note], as_json=as_json, layers=layers)
+    notes = [] if note is None else [note]
+    mean = sum(min(pair.there, pair.back) for pair in matched) / len(matched)
+    if mean < 0.5:
+        said = "nothing" if mean <= 0 else "little"
+        notes.append(
+            f"the maps explain {said} of the other model's states (1 is all, 0 is no better than their mean): "
+            "do not expect the adapter to work there; train it on that model instead"
+        )
+    report(results, output, notes, as_json=as_json, layers=layers)
 
 
 transfer.__doc__ = EXAMPLE

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..data.style import PromptStyle
 from ..errors import ReftuneError
 from ..tuner.parts import Group, Part
 from ..values import shown
@@ -143,7 +144,12 @@ def _part(kind: str, saved: Saved, tensors: dict[str, Tensor], where: str) -> Pa
 
 
 def convert(
-    folder: str | Path, output: str | Path, *, base: str, intervention: str | None = None
+    folder: str | Path,
+    output: str | Path,
+    *,
+    base: str,
+    intervention: str | None = None,
+    style: PromptStyle | None = None,
 ) -> tuple[Path, list[str]]:
     """The adapter in a folder as one of ours in another; and where it does not do the same, in sentences.
 
@@ -151,7 +157,7 @@ def convert(
         ReftuneError: it cannot be converted; nothing is written then.
     """
     groups, saved = read(folder, intervention=intervention)
-    written = write(groups, base=base, output=output, of=saved.model_type)
+    written = write(groups, base=base, output=output, of=saved.model_type, style=style)
     notes = []
     if saved.prefix:
         notes.append(

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..adapter_files import common_style
 from ..errors import ReftuneError
 from ..files import write_text
 from ..tuner.parts import Group
@@ -79,7 +80,7 @@ def merge(
     except ValueError as error:
         raise ReftuneError(f"{' and '.join(map(repr, labels))} cannot be merged: {error}") from error
     angles = [found for one, two in combinations(labels, 2) for found in _angles(one, apart[one], two, apart[two])]
-    folder = write(groups, base=name, output=output)
+    folder = write(groups, base=name, output=output, style=common_style(labels))
     if angles and importlib.util.find_spec("matplotlib") is not None:
         from .merge_picture import picture_of  # noqa: PLC0415 — only now is it known that the extra is there
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..data.style import PromptStyle
 from ..errors import ReftuneError
 from ..models import check_model
 from ..specs import PositionSpec, parse_positions
@@ -64,6 +65,7 @@ def convert(
     positions: str,
     before_last: bool = False,
     act_fn: str | None = None,
+    style: PromptStyle | None = None,
 ) -> Path:
     """The checkpoint in a folder as an adapter in another; see `groups_of` for the positions.
 
@@ -79,7 +81,7 @@ def convert(
             f"{odd[0]!r} of a {kind} need not be the same module to pyreft as here; of models other than "
             f"{', '.join(SAME_COMPONENTS)} only block_output can be converted"
         )
-    return write(groups, base=base, output=output)
+    return write(groups, base=base, output=output, style=style)
 
 
 def read_checkpoint(folder: str | Path, *, act_fn: str | None = None) -> Checkpoint:

@@ -130,7 +130,7 @@ def steer(
 
     Raises:
         MissingExtraError: scikit-learn is not installed, which the probe needs.
-        ReftuneError: the two are not pairs, or too few.
+        ReftuneError: the two are not pairs, or too few, or the same.
     """
     check_output(output)
     unknown = [kind for kind in kinds if kind not in DIRECTIONS]
@@ -143,6 +143,8 @@ def steer(
             f"{len(positive)} positive and {len(negative)} negative prompts are no pairs; as many of each are needed, "
             f"at least {2 * HELD_BACK}, the n-th of one beside the n-th of the other"
         )
+    if list(positive) == list(negative):
+        raise ReftuneError("the positive and the negative prompts are the same, so nothing tells them apart")
     model, tokenizer = load_base(base, dtype=torch.float32)
     layers = range(len(blocks_of(model)))
     sides = [[encode_prompt(prompt, tokenizer) for prompt in prompts] for prompts in (positive, negative)]

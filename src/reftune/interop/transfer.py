@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..adapter_files import adapter_style
 from ..data import encode_prompt
 from ..errors import ReftuneError
 from ..models import load_base
@@ -104,7 +105,7 @@ def transfer(
         y, held_y = _parted(seen[0][layer])
         fits[layer] = Fit.of(x, y, held_x, held_y), Fit.of(y, x, held_y, held_x)
         matched.append(Matched(layer, other, fits[layer][0].r2, fits[layer][1].r2))
-    folder = write(_carried(groups, wanted, fits, adapter), base=target, output=output)
+    folder = write(_carried(groups, wanted, fits, adapter), base=target, output=output, style=adapter_style(adapter))
     note = (
         None
         if same

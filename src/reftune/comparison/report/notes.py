@@ -208,12 +208,19 @@ def _unreadable(results: Results) -> list[str]:
 
 def _like_a_guess(results: Results, rows: Sequence[MethodRow]) -> list[str]:
     found: dict[str, list[str]] = {}
+    trained = {row.name for row in rows if row.trains}
     for name, task in results.tasks.items():
         for row in rows:
             low = row.scores[name].low if name in row.scores else None
             if low is not None and task.chance is not None and low <= task.chance:
                 found.setdefault(row.name, []).append(f"{task.title} ({points(task.chance)})")
-    return [f"{name} is not shown to be better than a guess on {listing(titles)}." for name, titles in found.items()]
+    return [
+        f"{name} is not shown to be better than a guess on {listing(titles)}: it has learnt too little here, and that "
+        "another method is better says so and no more. More epochs or another learning rate may change it."
+        if name in trained
+        else f"{name} is not shown to be better than a guess on {listing(titles)}."
+        for name, titles in found.items()
+    ]
 
 
 def _without_width(results: Results, rows: Sequence[MethodRow]) -> list[str]:
