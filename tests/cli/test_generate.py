@@ -57,8 +57,10 @@ def test_all_kinds_of_files_ask_the_same(reftune: Command, adapter: Path, tmp_pa
     records = [{"messages": [{"role": "user", "content": text}]} for text in asked]
     (tmp_path / "a.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (tmp_path / "a.json").write_text(json.dumps(CHATS[:3]))  # with answers, which are not used
+    texts = "".join(json.dumps({"text": text, "label": None}) + "\n" for text in asked)
+    (tmp_path / "texts.jsonl").write_text(texts)
     expected = outputs(reftune("generate", adapter, "--json", "--max-new-tokens", 4, *flags(asked)))
-    for name in ("a.txt", "a.jsonl", "a.json"):
+    for name in ("a.txt", "a.jsonl", "a.json", "texts.jsonl"):
         found = outputs(reftune("generate", adapter, "--json", "--max-new-tokens", 4, "--file", tmp_path / name))
         assert found == expected, name
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
-from ..data.records import read_records
+from ..data.kinds import OTHER_NAMES
+from ..data.records import read_records, read_rows
 from ..data.style import STYLE_FILE, STYLES, PromptStyle
 from ..errors import ReftuneError
 from .output import JsonFlag, bar, consoles, emit, quiet_libraries, say
@@ -156,6 +158,17 @@ def style_for(adapter: str, tokenizer: Any, *, chosen: str | None, console: Cons
     return style
 
 
+def text_alone(record: Any) -> str | None:
+    """The text of a row that has no more than that, such as of a column `text` without `label`."""
+    filled = (
+        {name: value for name, value in record.items() if value not in (None, "")}
+        if isinstance(record, Mapping)
+        else {}
+    )
+    names = [name for name, _ in OTHER_NAMES if name in filled]
+    return filled[names[0]] if len(names) == len(filled) == 1 and isinstance(filled[names[0]], str) else None
+
+
 def read_prompts(file: Path) -> list[str | dict[str, Any]]:
     """Prompts of a file: lines of a text, or records.
 
@@ -163,6 +176,9 @@ def read_prompts(file: Path) -> list[str | dict[str, Any]]:
         ReftuneError: no such file, or nothing in it.
     """
     if file.suffix.lower() not in (".txt", ".text", ".md", ""):
+        bare = [text_alone(record) for record in read_rows(file).records] if file.is_file() else []
+        if bare and all(text is not None for text in bare):
+            return bare
         # not as a table, which would fill in what other rows have
         return list(read_records(str(file), need_response=False).records)
     try:

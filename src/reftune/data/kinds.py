@@ -141,7 +141,10 @@ def _kind_of(record: Record) -> Kind:
                 return kind
     found = ", ".join(sorted(map(str, record))) or "none"
     sets = [*map(str, KINDS), *map(" + ".join, OTHER_NAMES)]
-    raise DataError(f"columns found: {found}; a row needs one of these sets: {'; '.join(sets)}")
+    raise DataError(
+        f"columns found: {found}; a row needs one of these sets: {'; '.join(sets)} (prompts alone: prompt, "
+        "messages or instruction)"
+    )
 
 
 def _check_completion(record: Record, need_response: bool) -> None:
@@ -237,8 +240,17 @@ def _check_text(record: Record, column: str) -> None:
     if not isinstance(value, str):
         raise DataError(f"{column!r} must be a string, not {_described(value)}")
     if not value.strip():
-        raise DataError(f"{column!r} is empty: {value!r}")
+        raise DataError(f"{_own_name(record, column)!r} is empty: {value!r}; fill it in, or take the row out")
     check_encodable(value, repr(column))
+
+
+def _own_name(record: Record, column: str) -> str:
+    """What the file calls one of INSTRUCTION's columns, where that is one of `OTHER_NAMES`."""
+    for names in OTHER_NAMES:
+        for ours, name in zip((INSTRUCTION.prompt, "output"), names, strict=True):
+            if column == ours and all(part in record for part in names):
+                return name
+    return column
 
 
 def _check_turns(turns: object, column: str) -> None:
