@@ -351,4 +351,8 @@ def print_scores(console: Console, tasks: list[Task], found: list[TaskResult]) -
 def tell_unreadable(console: Console, found: Sequence[TaskResult]) -> None:
     """What the column "no answer" counts, where it counts something."""
     if any(result.unreadable for result in found):
-        say(console, "no answer: what was written holds none of the answers that the task allows; it counts as wrong.")
+        say(
+            console,
+            "no answer: what was written holds none of the answers that the task allows; it counts as wrong. A model "
+            "that was not trained on the task was not told which there are.",
+        )

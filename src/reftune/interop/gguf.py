@@ -29,12 +29,8 @@ def constants_of(groups: Sequence[Group]) -> dict[int, Tensor]:
     Raises:
         ReftuneError: something else is edited, elsewhere, or by what is no constant.
     """
-    found: dict[int, Tensor] = {}
+    constants: list[tuple[int, Tensor]] = []
     for group in groups:
-        if group.component != "block_output":
-            raise ReftuneError(f"it edits {group.component}; a control vector is added to what blocks return only")
-        if group.positions != "all":
-            raise ReftuneError(f"it edits the positions {group.positions!r}; a control vector is added to all tokens")
         if group.more.get("rms") and group.kind[0] not in ("steer", "lobireft"):
             raise ReftuneError("it has rms=True, by which its edit is no constant")
         for layer, parts in group.phis.items():
@@ -47,9 +43,18 @@ def constants_of(groups: Sequence[Group]) -> dict[int, Tensor]:
                     f"its {group.kind[0]} of layer {layer} depends on the hidden state; a control vector is a constant "
                     "(steer, lobireft)"
                 )
-            if layer == 0:
-                raise ReftuneError("it edits layer 0, for which llama.cpp has no control vector")
-            found[layer] = found.get(layer, torch.zeros(())) + rows.b @ rows.W2
+            constants.append((layer, rows.b @ rows.W2))
+    # what cannot be helped is told first, so that nobody trains again in vain
+    for group in groups:
+        if group.component != "block_output":
+            raise ReftuneError(f"it edits {group.component}; a control vector is added to what blocks return only")
+        if group.positions != "all":
+            raise ReftuneError(f"it edits the positions {group.positions!r}; a control vector is added to all tokens")
+        if 0 in group.phis:
+            raise ReftuneError("it edits layer 0, for which llama.cpp has no control vector")
+    found: dict[int, Tensor] = {}
+    for layer, constant in constants:
+        found[layer] = found.get(layer, torch.zeros(())) + constant
     return found
 
 
@@ -64,6 +69,8 @@ def export(adapter: str, output: str | Path, *, base: str | None = None) -> Mapp
         raise MissingExtraError("gguf", extra="demo")
     import gguf  # noqa: PLC0415 — only now is it known that the extra is there
 
+    if Path(output).exists():
+        raise ReftuneError(f"{str(output)!r} is there already; name another file, or delete it first")
     name = base or base_of([adapter])
     try:
         found = constants_of(groups_in(adapter, base=name))

@@ -35,8 +35,8 @@ def warn_of_surplus(model: nn.Module, adapter_name: str, state_dict: Mapping[str
     unknown = [name for name in state_dict if name not in here]
     if unknown:
         warnings.warn(
-            f"the adapter's weights have {len(unknown)} tensors without a place in this model: {shown(unknown)}. They "
-            "are left out; the adapter was made for another base model or by another configuration",
+            f"the adapter's weights have {len(unknown)} tensors without a place in this model: {shown(unknown)}. The "
+            "adapter was made for another base model or by another configuration (PEFT leaves such tensors out)",
             SurplusWarning,
             stacklevel=3,
         )
