@@ -176,8 +176,9 @@ def read_prompts(file: Path) -> list[str | dict[str, Any]]:
         ReftuneError: no such file, or nothing in it.
     """
     if file.suffix.lower() not in (".txt", ".text", ".md", ""):
-        bare = [text_alone(record) for record in read_rows(file).records] if file.is_file() else []
-        if bare and all(text is not None for text in bare):
+        rows = list(read_rows(file).records) if file.is_file() else []
+        bare: list[str | dict[str, Any]] = [text for row in rows if (text := text_alone(row)) is not None]
+        if bare and len(bare) == len(rows):
             return bare
         # not as a table, which would fill in what other rows have
         return list(read_records(str(file), need_response=False).records)
