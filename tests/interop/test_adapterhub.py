@@ -61,3 +61,9 @@ def test_a_head_of_its_own_is_refused(tmp_path: Path) -> None:
     (folder / "head_config.json").write_text(json.dumps({"config": {"head_type": "causal_lm"}}))
     with pytest.raises(ReftuneError, match="a head of AdapterHub's own"):
         read(folder)
+
+
+def test_a_checkpoint_of_pyreft_is_sent_to_its_own_command() -> None:
+    checkpoint = next(iter(sorted((FIXTURES.parent / "pyreft-0.1.0").iterdir())))
+    with pytest.raises(ReftuneError, match=r"looks like a checkpoint of pyreft: reftune convert pyreft"):
+        read(checkpoint)

@@ -38,6 +38,8 @@ class Saved:
 
     def __init__(self, folder: str | Path) -> None:
         self.root = Path(folder)
+        if not (self.root / "adapter_config.json").is_file() and any(self.root.glob("intkey_*")):
+            raise ReftuneError(f"{str(self.root)!r} looks like a checkpoint of pyreft: reftune convert pyreft")
         whole = json_object(self.root / "adapter_config.json")
         config = whole.get("config")
         if not isinstance(config, dict) or config.get("architecture") != "reft":
