@@ -149,8 +149,8 @@ def hold_back(taken: Ability, count: int, *, seed: int = 42) -> None:
     left = [row for row in taken.rows if row.key not in keys]
     if not left:
         raise ReftuneError(
-            f"{taken.name} has {len(taken.rows)} rows, of which {count} cannot be held back to ask; give prompts (--prompts), or "
-            "hold back fewer (--test)"
+            f"{taken.name} has {len(taken.rows)} rows, of which {count} cannot be held back to ask; give prompts "
+            "(--prompts), or hold back fewer (--test)"
         )
     taken.rows, taken.held = left, chosen
 
