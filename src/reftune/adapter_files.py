@@ -153,8 +153,10 @@ def check_loaded(folder: str | Path, model: PeftModel, **hub: Any) -> None:
     Raises:
         ValueError: the file has tensors that are not the adapter's.
     """
+    if hasattr(BaseTuner, "_remap_adapter_state_dict_for_load"):
+        return
     file = _weights_of(folder, **hub)
-    if hasattr(BaseTuner, "_remap_adapter_state_dict_for_load") or file.suffix != ".safetensors":
+    if file.suffix != ".safetensors":
         return
     with safe_open(file, framework="pt") as opened:
         surplus = sorted(set(opened.keys()) - set(get_peft_model_state_dict(model)))

@@ -55,10 +55,12 @@ def by_transformers(folder: Path) -> Any:
 WAYS = [by_from_pretrained, by_load_adapter, by_auto]
 
 
+# PEFT 0.20 tells nobody what it is about to load; `put_adapter` refuses it all the same, in words of its own
+ASKS = hasattr(BaseTuner, "_remap_adapter_state_dict_for_load")
+
+
 def told(match: str) -> Any:
-    """PEFT 0.20 tells nobody what it is about to load; `put_adapter` refuses it all the same."""
-    asks = hasattr(BaseTuner, "_remap_adapter_state_dict_for_load")
-    return pytest.warns(SurplusWarning, match=match) if asks else nullcontext()
+    return pytest.warns(SurplusWarning, match=match) if ASKS else nullcontext()
 
 
 def saved(folder: Path, more: dict[str, torch.Tensor] | None = None, **fields: Any) -> Path:
@@ -75,7 +77,8 @@ def test_the_layers_of_a_deeper_base_are_told(way: Any, tmp_path: Path) -> None:
     saved(tmp_path, depth=4, layers="all")
     with told(r"6 tensors without a place.*layers\.2\..*made for another base"):
         way(tmp_path)
-    with pytest.raises(ReftuneError, match=r"cannot be put on 'shallow': .*6 tensors.*layers\.2\."):
+    why = "without a place" if ASKS else "that are not the adapter's"
+    with pytest.raises(ReftuneError, match=rf"cannot be put on 'shallow': .*6 tensors {why}.*layers\.2\."):
         put_adapter(base(), tmp_path, adapter_config(tmp_path), name="shallow")
 
 
@@ -84,7 +87,8 @@ def test_weights_of_the_base_in_the_file_are_told(way: Any, tmp_path: Path) -> N
     saved(tmp_path, {NORM: torch.full((32,), 2.0), HEAD: base().lm_head.weight.detach() * 2})
     with told(r"change 2 tensors of the base.*lm_head\.weight.*norm\.weight"):
         way(tmp_path)
-    with pytest.raises(ReftuneError, match=r"2 tensors.*lm_head\.weight"):
+    why = "change 2 tensors of the base" if ASKS else "2 tensors that are not the adapter's"
+    with pytest.raises(ReftuneError, match=why):
         put_adapter(base(), tmp_path, adapter_config(tmp_path), name="base")
 
 

@@ -109,7 +109,7 @@ def compare(
         missing = [f"--{name}" for name in ("model", "tasks") if values.get(name) is None]
         if missing:
             raise typer.BadParameter(f"give {' and '.join(missing)}, or a file that does")
-        study = StudyConfig.from_mapping({**budget_of(values, progress), **values})
+        study = StudyConfig.from_mapping({**values, **budget_of(values, progress)})
         tell(progress, study.parsed_tasks())
         if report_only:
             found = results_of(study, output, command=line)
@@ -137,10 +137,10 @@ compare.__doc__ = EXAMPLE
 
 def budget_of(values: Mapping[str, Any], console: Console) -> dict[str, Any]:
     """Rows a step and epochs where nothing says how long to train, and all tasks are files with rows to train on."""
+    if any(values.get(name) is not None for name in ("epochs", "seconds")):
+        return {}
     tasks = tasks_of(values["tasks"])
-    rows = [task.sources.get("train") for task in tasks]
-    said = any(values.get(name) is not None for name in ("epochs", "seconds"))
-    if said or not all(isinstance(source, Given) for source in rows):
+    if not all(isinstance(task.sources.get("train"), Given) for task in tasks):
         return {}
     fewest = min(len(task_rows(task, "train", limit=values.get("train_rows"))) for task in tasks)
     batch, epochs = passes(fewest, batch=values.get("batch_size"))

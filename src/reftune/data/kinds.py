@@ -248,7 +248,7 @@ def _own_name(record: Record, column: str) -> str:
     """What the file calls one of INSTRUCTION's columns, where that is one of `OTHER_NAMES`."""
     for names in OTHER_NAMES:
         for ours, name in zip((INSTRUCTION.prompt, "output"), names, strict=True):
-            if column == ours and all(part in record for part in names):
+            if column == ours and all(part in record for part in names) and record[name] == record[column]:
                 return name
     return column
 
